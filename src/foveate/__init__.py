@@ -1,0 +1,40 @@
+"""Attention for convolutional networks: faithful, inserted without a trace, compared honestly."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+import foveate.mechanisms  # noqa: F401  (fills the registry)
+from foveate.registry import create, get_mechanism, list_mechanisms
+
+if TYPE_CHECKING:
+    from foveate.insertion import insert, plan, remove
+    from foveate.profile import profile
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "create",
+    "get_mechanism",
+    "insert",
+    "list_mechanisms",
+    "plan",
+    "profile",
+    "remove",
+]
+
+_LAZY = {
+    "insert": "foveate.insertion",
+    "plan": "foveate.insertion",
+    "profile": "foveate.profile",
+    "remove": "foveate.insertion",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'foveate' has no attribute '{name}'")
+    return getattr(importlib.import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY])

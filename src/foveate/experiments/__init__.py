@@ -1,0 +1,1 @@
+"""Experiments: data, hosts, one training loop, comparison, statistics and report."""

@@ -1,0 +1,118 @@
+"""What all mechanisms share: the contract, and the two forms of each, paper and identity."""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from foveate import ops
+from foveate.errors import InvalidValueError, check_choice, check_positive
+
+INITS = ("paper", "identity")
+
+
+class Attention(nn.Module):
+    """A module from ``(B, C, H, W)`` to the same shape, dtype and memory format.
+
+    Args:
+        channels: Channels of the feature map.
+        init: ``"paper"`` for the published form and initialisation, ``"identity"`` for the form
+            whose output equals its input to the last bit until training moves it.
+    """
+
+    key: ClassVar[str]
+    """Name in the registry."""
+    place: ClassVar[str] = "residual"
+    """Where the paper puts it in a network; the default of ``insert``."""
+
+    def __init__(self, channels: int, *, init: str = "paper") -> None:
+        super().__init__()
+        check_positive(channels=channels)
+        self.channels = channels
+        self.init = check_choice("init", init, INITS)
+
+    def maps(self, x: Tensor) -> dict[str, Tensor]:
+        """What a person would look at, by name, for the input ``(B, C, H, W)``."""
+        raise NotImplementedError
+
+    def settings(self) -> dict[str, Any]:
+        """The keyword arguments worth printing, in order; ``init`` is added where it matters."""
+        return {}
+
+    def __repr__(self) -> str:
+        settings = self.settings()
+        if self.init != "paper":
+            settings = {**settings, "init": self.init}
+        words = [str(self.channels), *(f"{name}={value!r}" for name, value in settings.items())]
+        return f"{type(self).__name__}({', '.join(words)})"
+
+
+class Gate(Attention):
+    r"""Weighs its input elementwise: ``x`` times one or more factors that broadcast to it.
+
+    The identity form gives each factor :math:`g` a learned strength :math:`a`, shared by the
+    factors and zero at first: :math:`1 + a (g - 1)`. At :math:`a = 1` it is the paper's form.
+    """
+
+    def __init__(self, channels: int, *, init: str = "paper") -> None:
+        super().__init__(channels, init=init)
+        strength = nn.Parameter(torch.zeros(())) if init == "identity" else None
+        self.register_parameter("strength", strength)
+
+    def gate(self, x: Tensor) -> dict[str, Tensor]:
+        """The factors as the paper defines them, by name, each broadcastable to ``x``."""
+        raise NotImplementedError
+
+    def temper(self, gate: Tensor) -> Tensor:
+        """A factor as it acts: itself, or drawn towards 1 in the identity form."""
+        return gate if self.strength is None else (gate - 1) * self.strength + 1
+
+    def maps(self, x: Tensor) -> dict[str, Tensor]:
+        return {name: self.temper(gate) for name, gate in self.gate(x).items()}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.scale(x, *self.maps(x).values())
+
+
+class Mixer(Attention):
+    r"""Adds to each position what it gathers from others: :math:`y = x + s\,\mathrm{mix}(x)`.
+
+    The identity form learns the scale :math:`s` and starts it at zero. Without a scale of its own
+    (``published_scale`` is None) the paper's form is the plain sum.
+    """
+
+    published_scale: ClassVar[float | None] = None
+    """Where the paper starts its learned scale; None if it has none."""
+
+    def __init__(self, channels: int, *, init: str = "paper") -> None:
+        super().__init__(channels, init=init)
+        start = 0.0 if init == "identity" else self.published_scale
+        scale = None if start is None else nn.Parameter(torch.full((), start))
+        self.register_parameter("scale", scale)
+
+    def mix(self, x: Tensor) -> Tensor:
+        """What is gathered, of the shape of ``x``, before the scale."""
+        raise NotImplementedError
+
+    def added(self, x: Tensor) -> Tensor:
+        """What is added to ``x``, in its dtype."""
+        mixed = self.mix(x)
+        return (mixed if self.scale is None else mixed * self.scale).to(x.dtype)
+
+    def maps(self, x: Tensor) -> dict[str, Tensor]:
+        """``"added"``: length of the added vector at each position, ``(B, 1, H, W)``."""
+        return {"added": torch.linalg.vector_norm(self.added(x), dim=1, keepdim=True)}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.added(x)
+
+
+def bottleneck(channels: int, reduction: int) -> int:
+    """Width of a bottleneck: ``channels // reduction``, at least 1.
+
+    Raises:
+        ValueError: If ``reduction`` is below 1.
+    """
+    if reduction < 1:
+        raise InvalidValueError(f"reduction must be at least 1, but got {reduction=}")
+    return max(1, channels // reduction)

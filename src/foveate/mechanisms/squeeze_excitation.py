@@ -1,0 +1,55 @@
+"""Squeeze-and-Excitation Networks, Hu, Shen and Sun, CVPR 2018 (arXiv:1709.01507)."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from foveate.mechanisms.base import Gate, bottleneck
+from foveate.registry import register_mechanism
+
+
+@register_mechanism("se")
+class SqueezeExcitation(Gate):
+    r"""Weighs each channel by a gate computed from the means of all channels.
+
+    .. math:: y = x \cdot \sigma(W_2\,\mathrm{relu}(W_1\,\mathrm{mean}_{HW}(x)))
+
+    Args:
+        channels: Channels of the feature map.
+        reduction: Ratio of the bottleneck, whose width is ``channels // reduction``, at least 1.
+        bias: Give both projections a bias.
+        init: Paper's form, or identity (see :class:`~foveate.mechanisms.base.Gate`).
+
+    Shape:
+        - Input and output: ``(B, C, H, W)``
+        - ``channel``: ``(B, C, 1, 1)``
+
+    Raises:
+        ValueError: If ``channels`` or ``reduction`` is below 1.
+
+    Note:
+        The released Caffe models have both biases, the journal text has none: both are faithful.
+        timm rounds the bottleneck to a multiple of 8, the paper does not.
+
+    Example:
+        >>> import torch
+        >>> SqueezeExcitation(64)(torch.rand(2, 64, 8, 8)).shape
+        torch.Size([2, 64, 8, 8])
+    """
+
+    def __init__(
+        self, channels: int, *, reduction: int = 16, bias: bool = True, init: str = "paper"
+    ) -> None:
+        super().__init__(channels, init=init)
+        self.reduction, self.bias = reduction, bias
+        hidden = bottleneck(channels, reduction)
+        self.fc1 = nn.Conv2d(channels, hidden, 1, bias=bias)
+        self.fc2 = nn.Conv2d(hidden, channels, 1, bias=bias)
+
+    def settings(self) -> dict[str, Any]:
+        return {"reduction": self.reduction, "bias": self.bias}
+
+    def gate(self, x: Tensor) -> dict[str, Tensor]:
+        z = x.mean((2, 3), keepdim=True)  # (B, C, 1, 1)
+        z = self.fc1(z).relu()  # (B, C/r, 1, 1)
+        return {"channel": self.fc2(z).sigmoid()}  # (B, C, 1, 1)

@@ -1,0 +1,3 @@
+"""Operations that mechanisms are made of: one a file, a pure function each."""
+
+from foveate.ops.scale import scale as scale

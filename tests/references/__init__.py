@@ -1,0 +1,1 @@
+"""Literal, slow transcriptions of the papers. Nothing here imports foveate."""

@@ -1,0 +1,25 @@
+"""Section 3 of arXiv:1709.01507: equations 2 (squeeze), 3 (excitation) and 4 (scale)."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def squeeze_excitation(x: Tensor, weights: dict[str, Tensor]) -> Tensor:
+    """``weights`` are ``fc1`` and ``fc2`` ``.weight`` and, where there is one, ``.bias``."""
+    w1, w2 = weights["fc1.weight"].flatten(1), weights["fc2.weight"].flatten(1)
+    b1 = weights.get("fc1.bias", torch.zeros(len(w1), dtype=x.dtype))
+    b2 = weights.get("fc2.bias", torch.zeros(len(w2), dtype=x.dtype))
+    out = torch.empty_like(x)
+    B, C, H, W = x.shape
+    for b in range(B):
+        z = [sum(float(x[b, c, i, j]) for i in range(H) for j in range(W)) / (H * W) for c in range(C)]
+        hidden = [
+            max(0.0, sum(float(w1[h, c]) * z[c] for c in range(C)) + float(b1[h]))
+            for h in range(len(w1))
+        ]
+        for c in range(C):
+            t = sum(float(w2[c, h]) * hidden[h] for h in range(len(hidden))) + float(b2[c])
+            out[b, c] = x[b, c] / (1.0 + math.exp(-t))
+    return out
