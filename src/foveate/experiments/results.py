@@ -1,0 +1,193 @@
+"""What a comparison measured, as values that survive a round trip through JSON."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    model_validator,
+)
+
+from foveate.errors import InvalidValueError
+
+BASELINE = "none"
+"""The control without attention, to which every mechanism is compared."""
+STATIC = "static"
+"""The control that has a gate, but one that cannot see its input."""
+CONTROLS = (BASELINE, STATIC)
+
+
+def _from_bits(value: Any) -> Any:
+    return [bit == "1" for bit in value] if isinstance(value, str) else value
+
+
+def _to_bits(value: list[bool]) -> str:
+    return "".join("1" if bit else "0" for bit in value)
+
+
+Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+Bits = Annotated[
+    list[bool], BeforeValidator(_from_bits), PlainSerializer(_to_bits, when_used="json")
+]
+"""A list of booleans, in JSON a string of ``0`` and ``1``: a fifth of the length."""
+Interval = tuple[float, float]
+Verdict = Literal["better", "worse", "not distinguishable", "no verdict"]
+
+
+class _Model(BaseModel):
+    # "strings": a loss that became NaN is written as "NaN", which is JSON, and read back as NaN.
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
+
+
+class Curves(_Model):
+    """How one run went: per optimiser step, and per epoch."""
+
+    step: list[int] = []
+    train_loss: list[float] = []
+    epoch: list[int] = []
+    epoch_train_loss: list[float] = []
+    train_accuracy: list[float] = []
+    val_loss: list[float] = []
+    val_accuracy: list[float] = []
+    lr: list[float] = []
+
+
+class RunResult(_Model):
+    """One training run; accuracies in percent, ``test_correct`` one value a test image.
+
+    Raises:
+        ValueError: If a finished run has no finite test accuracy, or a failed one no reason.
+    """
+
+    mechanism: str
+    seed: int
+    status: Literal["finished", "failed"]
+    reason: str | None = None
+    test_accuracy: Percent | None = None
+    val_accuracy: Percent | None = None
+    best_epoch: int | None = None
+    test_correct: Bits | None = None
+    images_per_second: float | None = None
+    wall_seconds: float | None = None
+    energy_joules: float | None = None
+    curves: Curves = Curves()
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> Self:
+        if self.status == "finished" and self.test_accuracy is None:
+            raise ValueError("a finished run needs a test_accuracy")
+        if self.status == "failed" and not self.reason:
+            raise ValueError("a failed run needs a reason")
+        return self
+
+
+class Cost(_Model):
+    """What one mechanism costs in this host; ``flops`` are multiply-adds of one image."""
+
+    parameters: int
+    added_parameters: int
+    flops: int
+    latency_ms: float
+    latency_iqr_ms: float
+    peak_memory_bytes: int
+    images_per_second: float | None = None
+
+
+class Site(_Model):
+    """A place in the host that took attention."""
+
+    name: str
+    channels: int
+    height: int
+    width: int
+
+
+class Comparison(_Model):
+    """One mechanism against the baseline, paired by seed; accuracies in percent.
+
+    ``interval`` covers the variation over seeds, ``interval_both`` that over seeds and test
+    images. ``p`` is of the paired t test and two-sided, ``p_holm`` corrected for the number of
+    mechanisms; ``effect_size`` is Cohen's d of the pairs with Hedges' correction.
+    """
+
+    mechanism: str
+    seeds: int
+    mean: float | None = None
+    difference: float | None = None
+    interval: Interval | None = None
+    interval_kind: Literal["seeds"] = "seeds"
+    interval_both: Interval | None = None
+    p: float | None = None
+    p_holm: float | None = None
+    effect_size: float | None = None
+    difference_to_static: float | None = None
+    p_static_holm: float | None = None
+    verdict: Verdict
+    seeds_needed: int | None = None
+    explanation: str
+
+
+class Results(_Model):
+    """Everything that a comparison leaves behind, ready for the report."""
+
+    foveate: str
+    created: str
+    command: str
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    data: dict[str, Any]
+    metric: str = "test accuracy"
+    host: str
+    baseline: str = BASELINE
+    runs: list[RunResult]
+    costs: dict[str, Cost] = {}
+    sites: dict[str, list[Site]] = {}
+    comparisons: list[Comparison] = []
+
+    @model_validator(mode="after")
+    def _has_each_run_once(self) -> Self:
+        keys = [(run.mechanism, run.seed) for run in self.runs]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise ValueError(f"{twice[0]} with seed {twice[1]} is there twice")
+        return self
+
+    @property
+    def mechanisms(self) -> list[str]:
+        """The keys of all runs: the controls first, then the others sorted."""
+        keys = {run.mechanism for run in self.runs}
+        controls = [key for key in (self.baseline, STATIC) if key in keys]
+        return controls + sorted(keys.difference(controls))
+
+    def finished(self, mechanism: str) -> dict[int, RunResult]:
+        """The runs of a mechanism that came to their end, by seed in ascending order."""
+        runs = (run for run in self.runs if run.mechanism == mechanism)
+        done = {run.seed: run for run in runs if run.status == "finished"}
+        return dict(sorted(done.items()))
+
+    def failed(self) -> list[RunResult]:
+        """The runs that did not come to their end."""
+        return [run for run in self.runs if run.status == "failed"]
+
+    def to_json(self) -> str:
+        """The text of ``results.json``."""
+        return self.model_dump_json(indent=1)
+
+    @classmethod
+    def from_json(cls, path: Path) -> Self:
+        """Read a ``results.json``.
+
+        Raises:
+            ValueError: If the file is not what :meth:`to_json` writes.
+        """
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(str(part) for part in first["loc"]) or "the file"
+            raise InvalidValueError(f"{path} holds no results: {where}: {first['msg']}") from error
