@@ -176,7 +176,7 @@ class Results(_Model):
 
     def to_json(self) -> str:
         """The text of ``results.json``."""
-        return self.model_dump_json(indent=1)
+        return self.model_dump_json()
 
     @classmethod
     def from_json(cls, path: Path) -> Self:

@@ -1,0 +1,198 @@
+"""One forward pass of a host, written down: which module and function made which tensor.
+
+Running the host, rather than reading its code, works for any control flow. It runs with its own
+weights on its own device, in evaluation mode and without gradients, so a module that keeps what
+it computes keeps real values.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
+from torch.overrides import TorchFunctionMode, resolve_name
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from foveate.insertion.hooks import is_inserted
+from foveate.mechanisms.base import Attention
+
+
+@dataclass(eq=False)
+class Node:
+    """One value of one tensor; an in-place function makes a new node of the same tensor."""
+
+    index: int
+    function: str
+    parents: tuple["Node", ...]
+    tensor: Tensor
+    shape: torch.Size
+    call: "Call | None"
+    children: list["Node"] = field(default_factory=list)
+    lineage: int = 0
+    """Bit set over node indices: this node and everything it was computed from."""
+
+    def comes_from(self, other: "Node") -> bool:
+        """Whether this is, or was computed from, ``other``."""
+        return bool(self.lineage >> other.index & 1)
+
+    @property
+    def is_map(self) -> bool:
+        """Whether this is a feature map ``(B, C, H, W)`` with more than one position."""
+        return len(self.shape) == 4 and self.shape[2] * self.shape[3] > 1
+
+    @property
+    def area(self) -> int:
+        """Positions of a feature map."""
+        return self.shape[2] * self.shape[3]
+
+
+@dataclass(eq=False)
+class Call:
+    """One call of a module; ``input`` and ``output`` are None where they are not one tensor."""
+
+    name: str
+    module: nn.Module
+    parent: "Call | None"
+    input: Node | None
+    output: Node | None = None
+    ours: bool = False
+
+    def contains(self, node: Node) -> bool:
+        """Whether the node was made during this call."""
+        return any(call is self for call in ancestry(node.call))
+
+
+@dataclass
+class Trace:
+    """Nodes in the order they were made, calls in the order they ended, multiply-adds."""
+
+    nodes: list[Node]
+    calls: list[Call]
+    flops: int
+
+
+def ancestry(call: Call | None) -> Iterator[Call]:
+    """A call, the call it was made from, and so on outwards."""
+    while call is not None:
+        yield call
+        call = call.parent
+
+
+def trace(model: nn.Module, example: Any) -> Trace:
+    """Run ``model`` once on ``example`` (a tensor, a tuple of arguments, or a dict of them).
+
+    Modes, buffers, hooks and the state of the random generators are as before afterwards.
+    """
+    recorder = _Recorder(model)
+    args, kwargs = _arguments(example)
+    for leaf in tree_leaves((args, kwargs)):
+        if isinstance(leaf, Tensor):
+            recorder.add("input", (), leaf)
+    counter = FlopCounterMode(display=False)
+    with _evaluating(model), torch.random.fork_rng(), torch.no_grad(), counter, recorder:
+        model(*args, **kwargs)
+    return Trace(recorder.nodes, recorder.ended, int(counter.get_total_flops()) // 2)
+
+
+def _arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(example, dict):
+        return (), example
+    return (example if isinstance(example, tuple) else (example,)), {}
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, set and put back on each module by itself: ``train`` may be overridden."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        for module, _ in modes:
+            module.training = False
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+class _Recorder(TorchFunctionMode):
+    """Sees each function of torch that runs, and through global hooks each module."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.nodes: list[Node] = []
+        self.ended: list[Call] = []
+        self._names = {module: name for name, module in model.named_modules()}
+        self._modules = {name: module for module, name in self._names.items()}
+        self._at: dict[int, Node] = {}
+        self._running: list[Call] = []
+
+    def __enter__(self) -> "_Recorder":
+        self._handles = [
+            register_module_forward_pre_hook(self._begin),
+            register_module_forward_hook(self._end),
+        ]
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        for handle in self._handles:
+            handle.remove()
+        super().__exit__(*error)
+
+    def add(self, function: str, parents: tuple[Node, ...], tensor: Tensor) -> Node:
+        """Write down a new value."""
+        call = self._running[-1] if self._running else None
+        node = Node(len(self.nodes), function, parents, tensor, tensor.shape, call)
+        node.lineage = 1 << node.index
+        for parent in parents:
+            node.lineage |= parent.lineage
+            parent.children.append(node)
+        self.nodes.append(node)
+        self._at[id(tensor)] = node  # the node keeps the tensor, so its id stays its own
+        return node
+
+    def _node(self, value: Any) -> Node | None:
+        return self._at.get(id(value)) if isinstance(value, Tensor) else None
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        versions = {id(tensor): tensor._version for tensor in inputs}
+        result = func(*args, **kwargs)
+        parents = tuple(dict.fromkeys(n for t in inputs if (n := self._node(t)) is not None))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and versions.get(id(tensor)) != tensor._version:
+                self.add(_function_name(func), parents, tensor)
+        return result
+
+    def _begin(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if module in self._names:
+            parent = self._running[-1] if self._running else None
+            call = Call(self._names[module], module, parent, self._node(args[0] if args else None))
+            call.ours = isinstance(module, Attention) or (parent is not None and parent.ours)
+            self._running.append(call)
+
+    def _end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if module not in self._names:
+            return
+        call = self._running.pop()
+        call.output = self._node(output)
+        self.ended.append(call)
+        owner = self._modules.get(call.name.rpartition(".")[0])
+        if owner is not None and is_inserted(owner, module, side="after"):
+            # To the host, what attention makes of a module's output is that module's output.
+            earlier = next(c for c in reversed(self.ended) if c.module is owner)
+            earlier.output = call.output
+
+
+def _function_name(func: Any) -> str:
+    name = resolve_name(func) or getattr(func, "__name__", "function")
+    return str(name).rpartition(".")[2]

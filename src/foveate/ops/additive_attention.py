@@ -1,0 +1,107 @@
+"""Softmax attention with additive scores, computed for a few queries at a time."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+_CHUNK_ELEMENTS = 1 << 20
+"""Pair features held at once, where even a single query does not need more."""
+
+
+def additive_attention(query: Tensor, key: Tensor, value: Tensor, weight: Tensor) -> Tensor:
+    r"""For each query the mean of the values, weighted by a small network on query and key.
+
+    .. math:: y_i = \sum_j \mathrm{softmax}_j\Big(\sum_d w_d \tanh(q_{id} + k_{jd})\Big)\,v_j
+
+    The pairs are visited in chunks of queries, forward and, computed anew, backward: the memory
+    grows with the number of positions, not with its square. Differentiable once.
+
+    Args:
+        query: Tokens ``(B, heads, N, D)``.
+        key: Tokens ``(B, heads, M, D)``.
+        value: Tokens ``(B, heads, M, V)``.
+        weight: Weights of the features, ``(heads, D)``.
+
+    Returns:
+        Tokens ``(B, heads, N, V)``, in the dtype of ``value``, summed in at least float32.
+    """
+    return _forward(query, key, value, weight.to(query.dtype))
+
+
+@torch.library.custom_op("foveate::additive_attention", mutates_args=())
+def _forward(query: Tensor, key: Tensor, value: Tensor, weight: Tensor) -> Tensor:
+    q, k, v, w = _widened(query, key, value, weight)
+    out = q.new_empty((*q.shape[:3], v.shape[3]))
+    for rows in _chunks(q, k):
+        affinity, _ = _affinity(q[:, :, rows], k, w)
+        out[:, :, rows] = affinity @ v
+    return out.to(value.dtype)
+
+
+@_forward.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, weight: Tensor) -> Tensor:
+    return value.new_empty((*query.shape[:3], value.shape[3]))
+
+
+@torch.library.custom_op("foveate::additive_attention_backward", mutates_args=())
+def _backward(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    g, q, k, v, w = _widened(grad, query, key, value, weight)
+    grad_q, grad_k, grad_v, grad_w = (torch.zeros_like(t) for t in (q, k, v, w))
+    for rows in _chunks(q, k):
+        affinity, features = _affinity(q[:, :, rows], k, w)
+        grad_v += affinity.mT @ g[:, :, rows]
+        grad_affinity = g[:, :, rows] @ v.mT
+        grad_scores = affinity * (
+            grad_affinity - (affinity * grad_affinity).sum(3, keepdim=True)
+        )  # (B, heads, n, M)
+        grad_w += torch.einsum("bhnm,bhnmd->hd", grad_scores, features)
+        slope = (1 - features.square()) * w[:, None, None]  # (B, heads, n, M, D)
+        grad_pairs = grad_scores.unsqueeze(4) * slope
+        grad_q[:, :, rows] = grad_pairs.sum(3)
+        grad_k += grad_pairs.sum(2)
+    return (
+        grad_q.to(query.dtype),
+        grad_k.to(key.dtype),
+        grad_v.to(value.dtype),
+        grad_w.to(weight.dtype),
+    )
+
+
+@_backward.register_fake
+def _(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    q, k, v, w = (t.new_empty(t.shape) for t in (query, key, value, weight))
+    return q, k, v, w
+
+
+def _save(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _differentiate(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, ...]:
+    return _backward(grad, *ctx.saved_tensors)
+
+
+_forward.register_autograd(_differentiate, setup_context=_save)
+
+
+def _widened(*tensors: Tensor) -> tuple[Tensor, ...]:
+    wide = torch.promote_types(tensors[0].dtype, torch.float32)
+    return tuple(t.to(wide, memory_format=torch.contiguous_format) for t in tensors)
+
+
+def _chunks(query: Tensor, key: Tensor) -> Iterator[slice]:
+    """Slices of queries whose pair features with all keys fit into one chunk."""
+    step = max(1, _CHUNK_ELEMENTS // max(1, key.numel()))
+    return (slice(start, start + step) for start in range(0, query.shape[2], step))
+
+
+def _affinity(query: Tensor, key: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Affinities ``(B, heads, n, M)`` and the pair features ``(B, heads, n, M, D)``."""
+    features = (query.unsqueeze(3) + key.unsqueeze(2)).tanh()
+    scores = torch.einsum("bhnmd,hd->bhnm", features, weight)
+    return scores.softmax(3), features
