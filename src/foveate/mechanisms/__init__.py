@@ -1,3 +1,16 @@
 """One paper, one file. Importing a file registers its mechanism."""
 
+from foveate.mechanisms.cbam import CBAM as CBAM
+from foveate.mechanisms.cbam import SpatialAttention as SpatialAttention
+from foveate.mechanisms.coordinate_attention import CoordinateAttention as CoordinateAttention
+from foveate.mechanisms.criss_cross import CrissCross as CrissCross
+from foveate.mechanisms.danet import DANet as DANet
+from foveate.mechanisms.danet import DANetChannel as DANetChannel
+from foveate.mechanisms.danet import DANetPosition as DANetPosition
+from foveate.mechanisms.efficient_channel_attention import (
+    EfficientChannelAttention as EfficientChannelAttention,
+)
+from foveate.mechanisms.non_local import NonLocal as NonLocal
+from foveate.mechanisms.self_attention import SelfAttention as SelfAttention
 from foveate.mechanisms.squeeze_excitation import SqueezeExcitation as SqueezeExcitation
+from foveate.mechanisms.static import Static as Static

@@ -1,5 +1,6 @@
 """What all mechanisms share: the contract, and the two forms of each, paper and identity."""
 
+import inspect
 from typing import Any, ClassVar
 
 import torch
@@ -13,6 +14,8 @@ INITS = ("paper", "identity")
 
 class Attention(nn.Module):
     """A module from ``(B, C, H, W)`` to the same shape, dtype and memory format.
+
+    Each keyword argument of a subclass is kept as an attribute of its name.
 
     Args:
         channels: Channels of the feature map.
@@ -36,8 +39,9 @@ class Attention(nn.Module):
         raise NotImplementedError
 
     def settings(self) -> dict[str, Any]:
-        """The keyword arguments worth printing, in order; ``init`` is added where it matters."""
-        return {}
+        """The keyword arguments that give this mechanism again, but for ``init``, in order."""
+        names = inspect.signature(type(self)).parameters
+        return {name: getattr(self, name) for name in names if name not in ("channels", "init")}
 
     def __repr__(self) -> str:
         settings = self.settings()
@@ -57,6 +61,7 @@ class Gate(Attention):
     def __init__(self, channels: int, *, init: str = "paper") -> None:
         super().__init__(channels, init=init)
         strength = nn.Parameter(torch.zeros(())) if init == "identity" else None
+        self.strength: nn.Parameter | None
         self.register_parameter("strength", strength)
 
     def gate(self, x: Tensor) -> dict[str, Tensor]:
@@ -78,16 +83,19 @@ class Mixer(Attention):
     r"""Adds to each position what it gathers from others: :math:`y = x + s\,\mathrm{mix}(x)`.
 
     The identity form learns the scale :math:`s` and starts it at zero. Without a scale of its own
-    (``published_scale`` is None) the paper's form is the plain sum.
+    the paper's form is the plain sum.
     """
 
     published_scale: ClassVar[float | None] = None
     """Where the paper starts its learned scale; None if it has none."""
+    identity_scale: ClassVar[float | None] = 0.0
+    """Where the identity form starts it; None if the paper's form is the identity already."""
 
     def __init__(self, channels: int, *, init: str = "paper") -> None:
         super().__init__(channels, init=init)
-        start = 0.0 if init == "identity" else self.published_scale
+        start = self.identity_scale if init == "identity" else self.published_scale
         scale = None if start is None else nn.Parameter(torch.full((), start))
+        self.scale: nn.Parameter | None
         self.register_parameter("scale", scale)
 
     def mix(self, x: Tensor) -> Tensor:
@@ -95,13 +103,13 @@ class Mixer(Attention):
         raise NotImplementedError
 
     def added(self, x: Tensor) -> Tensor:
-        """What is added to ``x``, in its dtype."""
+        """What one pass adds to ``x``, in its dtype."""
         mixed = self.mix(x)
         return (mixed if self.scale is None else mixed * self.scale).to(x.dtype)
 
     def maps(self, x: Tensor) -> dict[str, Tensor]:
         """``"added"``: length of the added vector at each position, ``(B, 1, H, W)``."""
-        return {"added": torch.linalg.vector_norm(self.added(x), dim=1, keepdim=True)}
+        return {"added": (self(x) - x).norm(dim=1, keepdim=True)}
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.added(x)
@@ -112,7 +120,15 @@ def bottleneck(channels: int, reduction: int) -> int:
 
     Raises:
         ValueError: If ``reduction`` is below 1.
+        TypeError: If ``reduction`` is not a whole number.
     """
-    if reduction < 1:
-        raise InvalidValueError(f"reduction must be at least 1, but got {reduction=}")
+    check_positive(reduction=reduction)
     return max(1, channels // reduction)
+
+
+def check_odd(**values: int) -> None:
+    """Refuse any keyword whose value is not an odd whole number of at least 1."""
+    check_positive(**values)
+    for name, value in values.items():
+        if value % 2 == 0:
+            raise InvalidValueError(f"{name} must be odd, but got {name}={value!r}")

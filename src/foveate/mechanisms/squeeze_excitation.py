@@ -1,7 +1,5 @@
 """Squeeze-and-Excitation Networks, Hu, Shen and Sun, CVPR 2018 (arXiv:1709.01507)."""
 
-from typing import Any
-
 from torch import Tensor, nn
 
 from foveate.mechanisms.base import Gate, bottleneck
@@ -45,9 +43,6 @@ class SqueezeExcitation(Gate):
         hidden = bottleneck(channels, reduction)
         self.fc1 = nn.Conv2d(channels, hidden, 1, bias=bias)
         self.fc2 = nn.Conv2d(hidden, channels, 1, bias=bias)
-
-    def settings(self) -> dict[str, Any]:
-        return {"reduction": self.reduction, "bias": self.bias}
 
     def gate(self, x: Tensor) -> dict[str, Tensor]:
         z = x.mean((2, 3), keepdim=True)  # (B, C, 1, 1)

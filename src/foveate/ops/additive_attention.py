@@ -1,6 +1,7 @@
 """Softmax attention with additive scores, computed for a few queries at a time."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,11 +79,11 @@ def _(
     return q, k, v, w
 
 
-def _save(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _differentiate(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, ...]:
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
     return _backward(grad, *ctx.saved_tensors)
 
 

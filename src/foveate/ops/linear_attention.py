@@ -6,7 +6,7 @@ from torch import Tensor
 def linear_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     r"""For each query the mean of the values times their products with it.
 
-    .. math:: y_i = \frac{1}{M} \sum_j (q_i^\top k_j)\,v_j = q_i^\top \frac{1}{M} \sum_j k_j v_j^\top
+    .. math:: y_i = \frac{1}{M} \sum_j (q_i^\top k_j)\,v_j = \frac{1}{M} (\sum_j v_j k_j^\top)\,q_i
 
     Args:
         query: Tokens ``(B, heads, N, D)``.

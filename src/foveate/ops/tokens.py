@@ -9,5 +9,5 @@ def to_tokens(x: Tensor, num_heads: int = 1) -> Tensor:
 
 
 def from_tokens(tokens: Tensor, like: Tensor) -> Tensor:
-    """The inverse: ``(B, num_heads, HW, D)`` to ``(B, num_heads D, H, W)`` with the size of ``like``."""
+    """The inverse: ``(B, num_heads, HW, D)`` to ``(B, C, H, W)`` of the size of ``like``."""
     return tokens.transpose(2, 3).flatten(1, 2).unflatten(2, like.shape[2:])

@@ -1,0 +1,59 @@
+"""CCNet: Criss-Cross Attention for Semantic Segmentation, Huang et al., ICCV 2019 (1811.11721)."""
+
+from torch import Tensor, nn
+
+from foveate import ops
+from foveate.errors import check_positive
+from foveate.mechanisms.base import Mixer, bottleneck
+from foveate.registry import register_mechanism
+
+
+@register_mechanism("criss_cross")
+class CrissCross(Mixer):
+    r"""Adds to each position a mean over its row and column, weighted by likeness, and repeats.
+
+    .. math:: y_i = x_i + s \sum_{j \in R_i \cup C_i} \mathrm{softmax}_j(q_i^\top k_j)\,v_j
+
+    One softmax spans the :math:`H + W - 1` positions of row and column. The second pass, with the
+    same weights, brings every position to every other.
+
+    Args:
+        channels: Channels of the feature map; queries and keys have an eighth, at least 1.
+        recurrence: Passes.
+        init: Paper's form or identity, here the same: the scale :math:`s` starts at zero.
+
+    Shape:
+        - Input and output: ``(B, C, H, W)``
+        - ``added``: ``(B, 1, H, W)``, the length of what all passes added
+
+    Raises:
+        ValueError: If ``recurrence`` is below 1.
+
+    Note:
+        The official training script has ``recurrence`` 0 unless told: no attention at all.
+
+    Example:
+        >>> import torch
+        >>> CrissCross(64)(torch.rand(2, 64, 8, 6)).shape
+        torch.Size([2, 64, 8, 6])
+    """
+
+    place = "head"
+    published_scale = 0.0
+
+    def __init__(self, channels: int, *, recurrence: int = 2, init: str = "paper") -> None:
+        super().__init__(channels, init=init)
+        check_positive(recurrence=recurrence)
+        self.recurrence = recurrence
+        hidden = bottleneck(channels, 8)
+        self.query_conv = nn.Conv2d(channels, hidden, 1)
+        self.key_conv = nn.Conv2d(channels, hidden, 1)
+        self.value_conv = nn.Conv2d(channels, channels, 1)
+
+    def mix(self, x: Tensor) -> Tensor:
+        return ops.criss_cross_attention(self.query_conv(x), self.key_conv(x), self.value_conv(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(self.recurrence):
+            x = super().forward(x)
+        return x

@@ -1,0 +1,128 @@
+"""Non-local Neural Networks, Wang, Girshick, Gupta and He, CVPR 2018 (arXiv:1711.07971)."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from foveate import ops
+from foveate.errors import check_choice
+from foveate.mechanisms.base import Mixer
+from foveate.mechanisms.norm import GateNorm
+from foveate.registry import register_mechanism
+
+FORMS = ("embedded_gaussian", "gaussian", "dot_product", "concatenation")
+POOL_POSITIONS = ("before", "after")
+
+
+@register_mechanism("nl")
+class NonLocal(Mixer):
+    r"""Adds to each position a mean over all positions, weighted by a pairwise function.
+
+    .. math:: y_i = x_i + \mathrm{BN}\Big(W_z \sum_j \frac{f(x_i, x_j)}{\mathcal{C}(x)} g(x_j)\Big)
+
+    With :math:`N` positions :math:`j`, the weights :math:`f / \mathcal{C}` of the ``form`` are
+
+    - ``"embedded_gaussian"``: :math:`\mathrm{softmax}_j(s\,\theta_i^\top \phi_j)`,
+    - ``"gaussian"``: :math:`\mathrm{softmax}_j(s\,x_i^\top x_j)`,
+    - ``"dot_product"``: :math:`\theta_i^\top \phi_j / N`,
+    - ``"concatenation"``: :math:`\mathrm{relu}(w^\top [\theta_i; \phi_j]) / N`.
+
+    None of them holds all pairs in memory. The last layer starts at zero, so that both forms of
+    ``init`` are the identity.
+
+    Args:
+        channels: Channels of the feature map; the embeddings have half as many, at least 1.
+        form: The pairwise function.
+        sub_sample: Halve the sides of the map that is attended to, by maximum pooling.
+        pool_position: Pool the input ``"before"`` the embeddings, as the official code does, or
+            the embeddings ``"after"``, as the paper says.
+        scaled: In the gaussian forms :math:`s` is the inverse root of the width of the compared
+            vectors, as in the official code; 1 without it, as in the paper.
+        norm: Normalise what is added; without it :math:`W_z` starts at zero.
+        init: Paper's form or identity, here the same.
+
+    Shape:
+        - Input and output: ``(B, C, H, W)``
+        - ``added``: ``(B, 1, H, W)``
+
+    Raises:
+        ValueError: If ``form`` or ``pool_position`` has none of the values above.
+
+    Note:
+        mmcv pools after the embeddings. timm scales by the width of the input.
+
+    Example:
+        >>> import torch
+        >>> x = torch.rand(2, 64, 8, 8)
+        >>> torch.equal(NonLocal(64)(x), x)
+        True
+    """
+
+    place = "post"
+    identity_scale = None
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        form: str = "embedded_gaussian",
+        sub_sample: bool = False,
+        pool_position: str = "before",
+        scaled: bool = True,
+        norm: bool = True,
+        init: str = "paper",
+    ) -> None:
+        super().__init__(channels, init=init)
+        self.form, self.sub_sample = check_choice("form", form, FORMS), sub_sample
+        self.pool_position = check_choice("pool_position", pool_position, POOL_POSITIONS)
+        self.scaled, self.norm = scaled, norm
+        inner = max(1, channels // 2)
+        if form != "gaussian":
+            self.theta = nn.Conv2d(channels, inner, 1)
+            self.phi = nn.Conv2d(channels, inner, 1)
+        if form == "concatenation":
+            self.concat_project = nn.Conv2d(2 * inner, 1, 1, bias=False)
+        self.g = nn.Conv2d(channels, inner, 1)
+        self.out = nn.Conv2d(inner, channels, 1)
+        self._reset_convolutions()
+        bn = GateNorm(channels)
+        self.bn = bn if norm else nn.Identity()
+        nn.init.zeros_(bn.weight if norm else self.out.weight)
+
+    def _reset_convolutions(self) -> None:
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            else:
+                nn.init.normal_(parameter, std=0.01)
+
+    def mix(self, x: Tensor) -> Tensor:
+        before = self.sub_sample and self.pool_position == "before"
+        after = self.sub_sample and self.pool_position == "after"
+        attended = _halved(x) if before else x
+        gaussian = self.form == "gaussian"
+        query = x if gaussian else self.theta(x)  # (B, C/2, H, W)
+        key = attended if gaussian else self.phi(attended)  # (B, C/2, H', W')
+        value = self.g(attended)  # (B, C/2, H', W')
+        if after:
+            key, value = _halved(key), _halved(value)
+        return self.bn(self.out(self._attend(query, key, value)))  # (B, C, H, W)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        if self.form == "concatenation":
+            query_weight, key_weight = self.concat_project.weight.chunk(2, dim=1)
+            tokens = ops.rectified_attention(
+                F.conv2d(query, query_weight).flatten(1),  # (B, HW)
+                F.conv2d(key, key_weight).flatten(1),  # (B, H'W')
+                ops.to_tokens(value).squeeze(1),
+            ).unsqueeze(1)
+            return ops.from_tokens(tokens, like=query)
+        q, k, v = (ops.to_tokens(t) for t in (query, key, value))
+        if self.form == "dot_product":
+            return ops.from_tokens(ops.linear_attention(q, k, v), like=query)
+        scale = q.shape[3] ** -0.5 if self.scaled else 1.0
+        return ops.from_tokens(ops.position_attention(q, k, v, scale=scale), like=query)
+
+
+def _halved(x: Tensor) -> Tensor:
+    """Maximum over windows of 2 x 2; a side of 1 stays."""
+    return F.max_pool2d(x, [min(2, side) for side in x.shape[2:]])
