@@ -15,7 +15,7 @@ from pydantic import (
 
 from foveate.errors import InvalidValueError
 
-BASELINE = "none"
+BASELINE: Literal["none"] = "none"
 """The control without attention, to which every mechanism is compared."""
 STATIC = "static"
 """The control that has a gate, but one that cannot see its input."""
@@ -143,7 +143,7 @@ class Results(_Model):
     data: dict[str, Any]
     metric: str = "test accuracy"
     host: str
-    baseline: str = BASELINE
+    baseline: Literal["none"] = BASELINE
     runs: list[RunResult]
     costs: dict[str, Cost] = {}
     sites: dict[str, list[Site]] = {}
@@ -161,7 +161,7 @@ class Results(_Model):
     def mechanisms(self) -> list[str]:
         """The keys of all runs: the controls first, then the others sorted."""
         keys = {run.mechanism for run in self.runs}
-        controls = [key for key in (self.baseline, STATIC) if key in keys]
+        controls = [key for key in CONTROLS if key in keys]
         return controls + sorted(keys.difference(controls))
 
     def finished(self, mechanism: str) -> dict[int, RunResult]:
