@@ -70,11 +70,10 @@ def _milliseconds(module: nn.Module, *inputs: Any) -> float:
 def peak_memory(module: nn.Module, *inputs: Any) -> int:
     """Bytes that one forward pass in the module's mode holds for the backward pass.
 
-    Each storage is counted once, parameters and inputs not at all. The running statistics of
+    Each storage is counted once, the input's too, parameters and buffers not at all. The running statistics of
     normalisation layers are put back.
     """
     owned = {t.untyped_storage().data_ptr() for t in (*module.parameters(), *module.buffers())}
-    owned |= {t.untyped_storage().data_ptr() for t in inputs if isinstance(t, Tensor)}
     held: dict[int, Tensor] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -131,10 +130,10 @@ def human(count: float, digits: int = 3) -> str:
     """A count with a unit.
 
     Example:
-        >>> human(25_557_032), human(4_089_000_000), human(80)
-        ('25.6 M', '4.09 G', '80')
+        >>> human(25_557_032), human(999_999), human(80)
+        ('25.6 M', '1 M', '80')
     """
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(count) >= size:
+        if abs(count) >= size * (1 - 0.5 / 10**digits):  # 999,999 is 1 M, not 1e+03 k
             return f"{count / size:.{digits}g} {unit}"
     return f"{count:.{digits}g}"

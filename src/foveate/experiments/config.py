@@ -3,32 +3,25 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
-    ValidationError,
     field_validator,
     model_validator,
 )
 
-from foveate.errors import InvalidValueError, unknown
+from foveate.experiments.results import BASELINE, CONTROLS
 
-_Model = TypeVar("_Model", bound=BaseModel)
 _Count = Annotated[int, Field(ge=1, strict=True)]
 _Whole = Annotated[int, Field(ge=0, strict=True)]
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Fraction = Annotated[float, Field(gt=0, lt=1)]
-
-CONTROLS = ("none", "static")
-
 
 class _Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -109,7 +102,11 @@ def _mechanisms(value: Any) -> Any:
 
 
 def _seeds(value: Any) -> Any:
-    return list(range(value)) if isinstance(value, int) and not isinstance(value, bool) else value
+    if isinstance(value, bool) or not isinstance(value, int):
+        return value
+    if value < 1:
+        raise ValueError(f"must be at least 1, or a list of seeds, but got {value}")
+    return list(range(value))
 
 
 _Mechanism = Annotated[MechanismConfig, BeforeValidator(_mechanism)]
@@ -151,7 +148,7 @@ class RunConfig(_Experiment):
     @property
     def label(self) -> str:
         """The mechanism as reports call it, ``none`` without one."""
-        return self.mechanism.label if self.mechanism else "none"
+        return self.mechanism.label if self.mechanism else BASELINE
 
     def identity(self) -> dict[str, Any]:
         """The settings that the numbers depend on."""
@@ -182,7 +179,7 @@ class CompareConfig(_Experiment):
     @field_validator("controls")
     @classmethod
     def _with_baseline(cls, controls: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(["none", *controls]))
+        return tuple(dict.fromkeys([BASELINE, *controls]))
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
@@ -196,7 +193,7 @@ class CompareConfig(_Experiment):
 
     def variants(self) -> list[MechanismConfig | None]:
         """What is compared, the controls first; None is the host alone."""
-        static = [MechanismConfig(key=key) for key in self.controls if key != "none"]
+        static = [MechanismConfig(key=key) for key in self.controls if key != BASELINE]
         shared = {"where": self.where, "at": self.at, "init": self.init}
         mechanisms = [
             mechanism.model_copy(
@@ -216,84 +213,3 @@ class CompareConfig(_Experiment):
             mechanism=mechanism,
             seed=seed,
         )
-
-
-def parse(model: type[_Model], values: Any) -> _Model:
-    """Check plain values.
-
-    Raises:
-        ValueError: In one line: the key, what is accepted, and what was given.
-    """
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        raise _one_line(model, error) from None
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; an empty file is an empty mapping.
-
-    Raises:
-        ValueError: If the file cannot be read, is no YAML, or is no mapping.
-    """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise InvalidValueError(f"cannot read the configuration {path}: {reason}") from error
-    except yaml.YAMLError as error:
-        raise InvalidValueError(f"{path} is not valid YAML: {error}") from error
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        kind = type(values).__name__
-        raise InvalidValueError(f"{path} must hold keys with values, but it holds a {kind}")
-    return values
-
-
-def to_yaml(config: BaseModel) -> str:
-    """The whole configuration, defaults included, as :func:`read_yaml` reads it."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """``values`` with ``changes`` laid over it, mappings key by key."""
-    result = dict(values)
-    for key, change in changes.items():
-        old = result.get(key)
-        if key == "data" and isinstance(old, str):  # the short form of {"name": old}
-            old = {"name": old}
-        both = isinstance(old, dict) and isinstance(change, dict)
-        result[key] = merged(old, change) if both else change
-    return result
-
-
-def _one_line(model: type[BaseModel], error: ValidationError) -> InvalidValueError:
-    first = error.errors(include_url=False)[0]
-    key = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        return unknown("key", key, _keys(model, first["loc"]))
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "value_error" and not first["loc"]:
-        return InvalidValueError(message)
-    message = message[0].lower() + message[1:]
-    return InvalidValueError(f"{key or 'the configuration'}: {message}, but got {first['input']!r}")
-
-
-def _keys(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
-    """The keys accepted beside the last one of ``loc``, with the same path in front."""
-    fields: Mapping[str, Any] = model.model_fields
-    for part in loc[:-1]:
-        if isinstance(part, str) and part in fields:
-            nested = _settings_in(fields[part].annotation)
-            fields = nested.model_fields if nested else {}
-    path = ".".join(str(part) for part in loc[:-1])
-    return [f"{path}.{name}" if path else name for name in fields]
-
-
-def _settings_in(annotation: Any) -> type[BaseModel] | None:
-    """The settings class in an annotation such as ``tuple[MechanismConfig, ...]``."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    inner = (_settings_in(part) for part in getattr(annotation, "__args__", ()))
-    return next((found for found in inner if found), None)

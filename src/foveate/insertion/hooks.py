@@ -16,7 +16,8 @@ _SLOTS = {"after": "_foveate_after", "before": "_foveate_before"}
 
 def inserted(module: nn.Module, side: str) -> tuple[str, ...]:
     """Names of the children that act on a module's output (``after``) or input (``before``)."""
-    return getattr(module, _SLOTS[side], ())
+    names: tuple[str, ...] = getattr(module, _SLOTS[side], ())
+    return names
 
 
 def is_inserted(owner: nn.Module, child: nn.Module, *, side: str) -> bool:
@@ -25,7 +26,7 @@ def is_inserted(owner: nn.Module, child: nn.Module, *, side: str) -> bool:
 
 
 def _apply_after(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-    for name in module._foveate_after:
+    for name in inserted(module, "after"):
         output = getattr(module, name)(output)
     return output
 
@@ -36,7 +37,7 @@ def _apply_before(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
             f"{type(module).__name__} has attention before it and needs its input by position"
         )
     x, *rest = args
-    for name in module._foveate_before:
+    for name in inserted(module, "before"):
         x = getattr(module, name)(x)
     return (x, *rest)
 

@@ -7,7 +7,7 @@ from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from foveate.errors import InvalidValueError
 from foveate.insertion.hooks import attach, attachments, detach
@@ -114,15 +114,11 @@ def remove(model: nn.Module) -> nn.Module:
 
 def _build(plan: Plan, site: Site, owner: nn.Module, model: nn.Module) -> nn.Module:
     """The mechanism of a site, on the device, in the dtype and in the mode of its host."""
-    like = _floating(owner) or _floating(model)
+    tensors = chain(owner.parameters(), owner.buffers(), model.parameters(), model.buffers())
+    like = next((tensor for tensor in tensors if tensor.is_floating_point()), None)
     device = like.device if like is not None else torch.get_default_device()
     with torch.device(device):
         module = create(plan.mechanism, site.channels, init=plan.init, **plan.options)
     if like is not None:
         module.to(like.dtype)
     return module.train(owner.training)
-
-
-def _floating(module: nn.Module) -> Tensor | None:
-    tensors = chain(module.parameters(), module.buffers())
-    return next((tensor for tensor in tensors if tensor.is_floating_point()), None)

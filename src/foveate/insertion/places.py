@@ -77,14 +77,15 @@ class Anatomy:
         """The module that returns ``node``, or the only one that takes it.
 
         Elementwise functions between are stepped over towards the input, as in
-        ``x + gamma * branch(x)``. Of nested modules that return one value, the innermost is
-        taken, unless it is ``prefer``.
+        ``x + gamma * branch(x)``. Of nested modules that return one value, ``prefer`` is taken,
+        else the innermost that computes something.
         """
         at: Node | None = node
         while at is not None:
             makers = self._by_output[at]
             if makers:
-                return Spot(at, prefer if prefer in makers else makers[0])
+                named = [call for call in makers if not isinstance(call.module, nn.Identity)]
+                return Spot(at, prefer if prefer in makers else (named or makers)[0])
             takers = [call for call in self._by_input[at] if self._takes_all(call, at)]
             if takers:
                 return Spot(at, takers[-1], "before")
@@ -129,7 +130,8 @@ class Anatomy:
             residual = Residual(node, b, a, fork)
         long, short = residual.path(residual.branch), residual.path(residual.shortcut)
         inner = {other.addition for other in earlier}
-        plain = not any(n in inner or n.function in _SPLITS for n in (*long, *short))
+        plain = not any(n in inner for n in (*long, *short))
+        plain &= not any(n.function in _SPLITS for n in short)  # sums of slices, as in Res2Net
         is_skip = plain and _weights(short) <= 1 and _weights(long) > _weights(short)
         return residual if is_skip else None
 
@@ -208,6 +210,7 @@ class Anatomy:
     def stage(self) -> list[Spot]:
         """The last value at each resolution; in a residual host, of those with an addition."""
         ends: dict[int, Node] = {}
+        reduced: set[int] = set()
         for node in self.nodes:
             parent = node.parents[0] if node.parents else None
             if parent is not None and parent.is_map and parent.call is not None:
@@ -217,20 +220,28 @@ class Anatomy:
                     end = parent
                 else:
                     continue
+                reduced.add(end.area)
                 if end.area not in ends or end.index > ends[end.area].index:
                     ends[end.area] = end
+        for residual in self.residuals:  # of a host that never reduces its last level
+            end = _activated(residual.addition)
+            if ends.get(end.area, end).index <= end.index and end.area not in reduced:
+                ends[end.area] = end
         made = {n.area for n in self.nodes if n.is_map and n.function in CONVOLUTIONS}
         levels = {r.addition.area for r in self.residuals} or made
         return [self._after_block(n) for area, n in sorted(ends.items())[::-1] if area in levels]
 
     def head(self) -> list[Spot]:
-        """The last feature map, before the global pooling or flattening."""
+        """The last feature map before the global pooling or flattening.
+
+        In a host that predicts maps: after its last residual block.
+        """
         ends = [
             node.parents[0]
             for node in self.nodes
             if node.parents and node.parents[0].is_map and not node.is_map
             if node.parents[0].call is not None and not self._has_map_after(node)
-        ]
+        ] or [_activated(r.addition) for r in self.residuals]
         return [self._after_block(max(ends, key=lambda n: n.index))] if ends else []
 
     def _after_block(self, node: Node) -> Spot:

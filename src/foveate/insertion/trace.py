@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from foveate.insertion.hooks import is_inserted
 from foveate.mechanisms.base import Attention
+from foveate.modes import in_mode
 
 
 @dataclass(eq=False)
@@ -37,6 +38,8 @@ class Node:
     children: list["Node"] = field(default_factory=list)
     lineage: int = 0
     """Bit set over node indices: this node and everything it was computed from."""
+    turned: bool = False
+    """Whether its channels lie last, between two permutations."""
 
     def comes_from(self, other: "Node") -> bool:
         """Whether this is, or was computed from, ``other``."""
@@ -45,7 +48,7 @@ class Node:
     @property
     def is_map(self) -> bool:
         """Whether this is a feature map ``(B, C, H, W)`` with more than one position."""
-        return len(self.shape) == 4 and self.shape[2] * self.shape[3] > 1
+        return len(self.shape) == 4 and not self.turned and self.area > 1
 
     @property
     def area(self) -> int:
@@ -96,7 +99,13 @@ def trace(model: nn.Module, example: Any) -> Trace:
         if isinstance(leaf, Tensor):
             recorder.add("input", (), leaf)
     counter = FlopCounterMode(display=False)
-    with _evaluating(model), torch.random.fork_rng(), torch.no_grad(), counter, recorder:
+    with (
+        in_mode(model, training=False),
+        torch.random.fork_rng(),
+        torch.no_grad(),
+        counter,
+        recorder,
+    ):
         model(*args, **kwargs)
     return Trace(recorder.nodes, recorder.ended, int(counter.get_total_flops()) // 2)
 
@@ -105,19 +114,6 @@ def _arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(example, dict):
         return (), example
     return (example if isinstance(example, tuple) else (example,)), {}
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, set and put back on each module by itself: ``train`` may be overridden."""
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        for module, _ in modes:
-            module.training = False
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 class _Recorder(TorchFunctionMode):
@@ -132,24 +128,26 @@ class _Recorder(TorchFunctionMode):
         self._at: dict[int, Node] = {}
         self._running: list[Call] = []
 
-    def __enter__(self) -> "_Recorder":
-        self._handles = [
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Watch functions and modules while the host runs."""
+        handles = [
             register_module_forward_pre_hook(self._begin),
             register_module_forward_hook(self._end),
         ]
-        super().__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        for handle in self._handles:
-            handle.remove()
-        super().__exit__(*error)
+        try:
+            with self:
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def add(self, function: str, parents: tuple[Node, ...], tensor: Tensor) -> Node:
         """Write down a new value."""
         call = self._running[-1] if self._running else None
         node = Node(len(self.nodes), function, parents, tensor, tensor.shape, call)
         node.lineage = 1 << node.index
+        node.turned = any(parent.turned for parent in parents) ^ (function == "permute")
         for parent in parents:
             node.lineage |= parent.lineage
             parent.children.append(node)

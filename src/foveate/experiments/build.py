@@ -1,0 +1,68 @@
+"""The network of a run: a host, and attention in it."""
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from foveate.experiments.config import RunConfig
+from foveate.experiments.data import Data
+from foveate.experiments.hosts import build_host
+from foveate.insertion import insert
+from foveate.insertion.insert import Handle
+
+
+@dataclass(frozen=True)
+class Network:
+    """A host and the handle to its attention, None without attention."""
+
+    module: nn.Module
+    attention: Handle | None
+
+    def added(self) -> list[nn.Parameter]:
+        """The parameters of the attention."""
+        return list(self.attention.parameters()) if self.attention else []
+
+
+def build_network(config: RunConfig, data: Data) -> Network:
+    """Build the network of a run on the CPU.
+
+    The host's first weights depend on the seed alone, so they are the same for every mechanism.
+
+    Raises:
+        ValueError: If the host, the mechanism or its place cannot be had.
+    """
+    torch.manual_seed(derive_seed("host", config.seed))
+    host = build_host(
+        config.host,
+        num_classes=len(data.classes),
+        in_channels=data.in_channels,
+        image_size=data.image_size,
+        pretrained=config.pretrained,
+    )
+    chosen = config.mechanism
+    if chosen is None:
+        return Network(host, None)
+    torch.manual_seed(derive_seed("attention", config.seed))
+    attention = insert(
+        host,
+        chosen.key,
+        where=chosen.where,
+        at=chosen.at,
+        init=chosen.init or "identity",
+        example=torch.zeros(1, data.in_channels, data.image_size, data.image_size),
+        **chosen.options,
+    )
+    return Network(host, attention)
+
+
+def derive_seed(*parts: object) -> int:
+    """A seed of 63 bits that no other parts give.
+
+    Example:
+        >>> derive_seed("step", 0, 1) == derive_seed("step", 1, 0)
+        False
+    """
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1

@@ -1,0 +1,71 @@
+"""How well a network does on images that it does not learn from."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from foveate.experiments.batches import batches
+from foveate.experiments.config import Recipe
+from foveate.experiments.data import Data, ImageSet
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Loss and correctness of each image, in the order of the split."""
+
+    losses: Tensor  # (N,) float64
+    correct: Tensor  # (N,) bool
+
+    @property
+    def loss(self) -> float:
+        """Mean loss."""
+        return float(self.losses.mean())
+
+    @property
+    def accuracy(self) -> float:
+        """Share of correct images, in percent."""
+        return 100 * int(self.correct.sum()) / len(self.correct)
+
+
+def evaluate(
+    module: nn.Module, images: ImageSet, data: Data, recipe: Recipe, fabric: Fabric
+) -> Evaluation:
+    """Evaluate in eval mode; each process takes its share and all get the whole."""
+    own = slice(fabric.global_rank, None, fabric.world_size)
+    result = torch.zeros(2, len(images), device=fabric.device)
+    share = _share(images, own)
+    if len(share):
+        result[:, own] = _losses_and_hits(module, share, data, recipe, fabric)
+    if fabric.world_size > 1:
+        result = fabric.all_reduce(result, reduce_op="sum")
+    losses, hits = result.cpu()
+    return Evaluation(losses.double(), hits > 0)
+
+
+@torch.no_grad()
+def _losses_and_hits(
+    module: nn.Module, images: ImageSet, data: Data, recipe: Recipe, fabric: Fabric
+) -> Tensor:
+    module.eval()
+    parts = []
+    for inputs, labels in batches(
+        images,
+        data,
+        batch_size=recipe.batch_size,
+        workers=recipe.workers,
+        device=fabric.device,
+        channels_last=recipe.channels_last,
+    ):
+        with fabric.autocast():
+            logits = module(fabric.strategy.precision.convert_input(inputs)).float()
+        losses = F.cross_entropy(logits, labels, reduction="none")
+        parts.append(torch.stack([losses, logits.argmax(1) == labels]))
+    return torch.cat(parts, dim=1)  # (2, N)
+
+
+def _share(images: ImageSet, own: slice) -> ImageSet:
+    held = None if images.images is None else images.images[own]
+    return replace(images, labels=images.labels[own], images=held, paths=images.paths[own])

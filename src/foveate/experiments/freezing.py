@@ -1,0 +1,53 @@
+"""Training what was added before the host that was there."""
+
+from collections.abc import Iterable, Iterator
+
+from torch import nn
+
+from foveate.errors import InvalidValueError
+
+
+def freeze(network: nn.Module, learning: Iterable[nn.Parameter]) -> None:
+    """Let only the given parameters receive gradients."""
+    chosen = {id(parameter) for parameter in learning}
+    for parameter in network.parameters():
+        parameter.requires_grad_(id(parameter) in chosen)
+
+
+def train_mode(network: nn.Module) -> None:
+    """Training mode, except for normalisation layers that are frozen: they keep their statistics."""
+    network.train()
+    for layer in _frozen_norms(network):
+        layer.eval()
+
+
+def find_classifier(
+    network: nn.Module, num_classes: int, *, besides: Iterable[nn.Parameter] = ()
+) -> nn.Module:
+    """The last layer with one output a class whose weight is none of ``besides``.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    others = {id(parameter) for parameter in besides}
+    layers = [
+        module
+        for module in network.modules()
+        if isinstance(module, nn.Linear | nn.Conv2d)
+        and module.weight.shape[0] == num_classes
+        and id(module.weight) not in others
+    ]
+    if not layers:
+        raise InvalidValueError(
+            f"the host has no linear or convolution layer with {num_classes} outputs, "
+            "so freeze_epochs cannot tell its classifier"
+        )
+    return layers[-1]
+
+
+def _frozen_norms(network: nn.Module) -> Iterator[nn.Module]:
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            weights = list(module.parameters(recurse=False))
+            if weights and not any(weight.requires_grad for weight in weights):
+                yield module

@@ -1,0 +1,116 @@
+"""What a person sees while runs go on."""
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+
+class Watcher:
+    """Is told how runs go and shows nothing; the base of those that do."""
+
+    def begin_run(self, title: str, steps: int, done: int) -> None:
+        """A run of ``steps`` steps starts, or goes on after ``done`` of them."""
+
+    def advance(self, steps: int, *, loss: float, accuracy: float, speed: float) -> None:
+        """``steps`` more are done; means of the epoch so far, accuracy in percent, images/s."""
+
+    def end_epoch(self, row: Mapping[str, Any]) -> None:
+        """An epoch was validated; ``row`` is its line of the journal."""
+
+    def end_run(self, message: str) -> None:
+        """A run came to its end, or was there already."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Clean up what is on the screen."""
+
+
+class Lines(Watcher):
+    """One line an epoch, for logs and pipes."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._title = ""
+
+    def begin_run(self, title: str, steps: int, done: int) -> None:
+        self._title = title
+
+    def end_epoch(self, row: Mapping[str, Any]) -> None:
+        self._say(
+            f"epoch {row['epoch']}: loss {row['train_loss']:.4f}, "
+            f"train {row['train_accuracy']:.1f} %, val {row['val_accuracy']:.1f} %"
+        )
+
+    def end_run(self, message: str) -> None:
+        self._say(message)
+
+    def _say(self, text: str) -> None:
+        line = f"{self._title}: {text}" if self._title else text
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+class Bars(Watcher):
+    """A live bar for the current run, and one for the grid where there are several runs."""
+
+    def __init__(self, console: Console, runs: int = 1) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}", markup=False),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self._grid = self._add("all runs", runs) if runs > 1 else None
+        self._run: TaskID | None = None
+        self._title = ""
+
+    def _add(self, title: str, total: int) -> TaskID:
+        return self._progress.add_task(title, total=total, numbers="")
+
+    def begin_run(self, title: str, steps: int, done: int) -> None:
+        self._title = title
+        self._run = self._add(title, steps)
+        self._progress.update(self._run, completed=done)
+
+    def advance(self, steps: int, *, loss: float, accuracy: float, speed: float) -> None:
+        if self._run is not None:
+            numbers = f"loss {loss:.3f}  acc {accuracy:.1f} %  {speed:,.0f} img/s"
+            self._progress.update(self._run, advance=steps, numbers=numbers)
+
+    def end_run(self, message: str) -> None:
+        if self._run is not None:
+            self._progress.remove_task(self._run)
+            self._run = None
+        if self._grid is not None:
+            self._progress.advance(self._grid)
+        self._progress.console.print(f"{self._title}: {message}", markup=False, highlight=False)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+
+def watch(console: Console, runs: int = 1) -> Watcher:
+    """Bars on a terminal, lines elsewhere."""
+    return Bars(console, runs) if console.is_terminal else Lines(console)

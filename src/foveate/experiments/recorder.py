@@ -1,0 +1,70 @@
+"""Where the numbers of a run go while it trains: journal, tracker and screen."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from foveate.experiments.config import RunConfig
+from foveate.experiments.journal import Journal
+from foveate.experiments.progress import Watcher
+from foveate.experiments.state import State
+from foveate.experiments.trackers import Tracker, open_tracker
+
+METRICS = "metrics.jsonl"
+
+
+class Recorder:
+    """Writes what one process is told."""
+
+    def __init__(
+        self, folder: Path, config: RunConfig, state: State, done: int, watcher: Watcher
+    ) -> None:
+        self._journal = Journal(folder / METRICS, state.journal)
+        self._tracker: Tracker = open_tracker(folder, config, done)
+        self._watcher = watcher
+
+    def steps(self, rows: Sequence[Mapping[str, Any]], state: State) -> None:
+        """Note optimiser steps that are done, and the means of the epoch so far."""
+        for row in rows:
+            self._journal.write(row)
+            self._tracker.log(row["step"], {"train/loss": row["loss"], "lr": row["lr"]})
+        self._watcher.advance(
+            len(rows),
+            loss=state.loss_sum / state.seen,
+            accuracy=100 * state.correct / state.seen,
+            speed=state.seen / state.epoch_seconds,
+        )
+
+    def epoch(self, row: Mapping[str, Any]) -> None:
+        """Note an epoch that was validated."""
+        self._journal.write(row)
+        names = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
+        self._tracker.log(row["step"], {name.replace("_", "/"): row[name] for name in names})
+        self._watcher.end_epoch(row)
+
+    def sync(self) -> int:
+        """Bring the journal to the disk and return its length."""
+        return self._journal.sync()
+
+    def close(self) -> None:
+        self._journal.close()
+        self._tracker.close()
+
+
+class Silent(Recorder):
+    """Writes nothing: the other processes of a distributed run."""
+
+    def __init__(self) -> None:
+        pass
+
+    def steps(self, rows: Sequence[Mapping[str, Any]], state: State) -> None:
+        pass
+
+    def epoch(self, row: Mapping[str, Any]) -> None:
+        pass
+
+    def sync(self) -> int:
+        return 0
+
+    def close(self) -> None:
+        pass
