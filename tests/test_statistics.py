@@ -58,7 +58,7 @@ def test_comparison_agrees_with_scipy_on_the_raw_accuracies() -> None:
     ("raw", "corrected"),
     [
         ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),
-        ([0.6, 0.5], [1.0, 1.0]),
+        ([0.9, 0.8], [1.0, 1.0]),
         ([0.2], [0.2]),
         ([], []),
         ([0.02, 0.02, 0.02], [0.06, 0.06, 0.06]),
@@ -106,8 +106,8 @@ def test_identical_scores_are_not_distinguishable() -> None:
 
 
 def test_a_constant_gain_is_judged_by_the_exact_sign_flip_test() -> None:
-    # 97.3 - 97.0 and 96.8 - 96.5 differ in their last bit: a t test would see p near 1e-30.
-    found = compare(none=NONE, se=[97.3, 98.3, 96.8])["se"]
+    # 97.3 - 97.0 and 3.3 - 3.0 differ in their last bits: a t test would see p near 1e-28.
+    found = compare(none=[97.0, 3.0, 96.5], se=[97.3, 3.3, 96.8])["se"]
     assert (found.p, found.verdict) == (0.25, "not distinguishable")
     six = compare(none=NONE * 2, se=[97.3, 98.3, 96.8] * 2)["se"]
     assert (six.p, six.verdict) == (2**-5, "better")
@@ -146,6 +146,11 @@ def test_beating_none_but_not_the_static_gate_is_said() -> None:
     alone = compare(none=base, static=base, se=se)["se"]
     assert alone.p_static_holm == pytest.approx(alone.p)
     assert "seeing the input is what helps" in alone.explanation
+    above = [s + g for s, g in zip(se, gain, strict=True)]
+    below = compare(none=base, static=above, se=se)["se"]
+    assert below.p_static_holm is not None
+    assert below.p_static_holm < 0.05
+    assert "not shown to beat the static gate" in below.explanation
 
 
 def test_seeds_needed_reach_the_power_and_one_fewer_does_not() -> None:
@@ -208,7 +213,7 @@ def test_interval_over_both_contains_that_over_seeds_and_covers_new_images() -> 
 def test_interval_over_both_is_left_out_where_test_images_are_unknown() -> None:
     results = realistic(["none", "se"], seeds=3)
     assert compare_to_baseline(results)[0].interval_both is not None
-    results.runs[-1].test_correct = None
+    results.runs[0].test_correct = results.runs[-1].test_correct = None  # of different seeds
     assert compare_to_baseline(results)[0].interval_both is None
 
 

@@ -72,7 +72,7 @@ def holm(ps: Sequence[float]) -> list[float]:
     """
     order = np.argsort(ps, kind="stable")
     factors = np.arange(len(ps), 0, -1)
-    corrected = np.minimum(9.0, np.maximum.accumulate(np.asarray(ps)[order] * factors))
+    corrected = np.minimum(1.0, np.maximum.accumulate(np.asarray(ps)[order] * factors))
     restored = np.empty_like(corrected)
     restored[order] = corrected
     return [float(p) for p in restored]

@@ -30,7 +30,7 @@ def _to_bits(value: list[bool]) -> str:
     return "".join("1" if bit else "0" for bit in value)
 
 
-Percent = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+Percent = Annotated[float, Field(ge=0, le=100)]
 Bits = Annotated[
     list[bool], BeforeValidator(_from_bits), PlainSerializer(_to_bits, when_used="json")
 ]

@@ -1,0 +1,136 @@
+"""One look for all figures: colours, type, and the ways out (PNG, SVG, SVG inside a page)."""
+
+import io
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# At least 3:1 against white and near-black alike, and apart in deuteranopia and protanopia.
+COLOURS = ("#2f6fde", "#e8590c", "#12a182", "#c2338f", "#2b9fd0")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
+LINES = ("-", "--", "-.", ":")
+GREY = "#7f7f7f"
+INK = "#010101"
+"""Text and axes; no data has this colour, so a page can replace it by its own."""
+PAPER = "#ffffff"
+FONT_SIZE = 9.0
+
+_RC = {
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.6,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": FONT_SIZE,
+    "figure.facecolor": PAPER,
+    "axes.facecolor": "none",
+    "savefig.facecolor": PAPER,
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": FONT_SIZE,
+    "grid.alpha": 0.15,
+    "grid.color": INK,
+    "grid.linewidth": 0.6,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "foveate",
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one mechanism is drawn, the same in every figure."""
+
+    colour: str
+    marker: str
+    line: str
+
+
+def looks(names: Iterable[str], *, controls: Sequence[str] = ()) -> dict[str, Look]:
+    """A look for each name: grey for the controls, else a colour and a marker by its place.
+
+    Example:
+        >>> given = looks(["none", "se", "cbam"], controls=["none"])
+        >>> given["none"].colour == GREY, given["se"].marker == given["cbam"].marker
+        (True, False)
+    """
+    ordered = list(dict.fromkeys(names))
+    given = {
+        name: Look(GREY, ("d", "8")[place % 2], LINES[place % len(LINES)])
+        for place, name in enumerate(name for name in controls if name in ordered)
+    }
+    others = (name for name in ordered if name not in given)
+    for place, name in enumerate(others):
+        lap = place // len(COLOURS)
+        given[name] = Look(
+            COLOURS[place % len(COLOURS)],
+            MARKERS[place % len(MARKERS)],
+            LINES[lap % len(LINES)],
+        )
+    return given
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """The settings under which every figure is made and written."""
+    with mpl.rc_context(_RC):  # type: ignore[arg-type]  # its stub lists every key there is
+        yield
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches; call it, and draw, under :func:`style`."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def plain(axes: Axes) -> None:
+    """Light grid and no tick marks."""
+    axes.grid(True)
+    axes.set_axisbelow(True)
+    axes.tick_params(length=0)
+
+
+def png(figure: Figure) -> bytes:
+    """The figure on white, at 160 dots an inch."""
+    return _save(figure, format="png", dpi=160)
+
+
+def svg(figure: Figure) -> str:
+    """The figure on white, its text as text; the same figure gives the same characters."""
+    return _save(figure, format="svg", metadata={"Date": None}).decode()
+
+
+def inline_svg(figure: Figure, *, label: str) -> str:
+    """The figure for the inside of a page: no background, ink and font of the page.
+
+    Args:
+        figure: What to draw.
+        label: What the figure shows, for those who cannot see it.
+    """
+    text = svg(figure)
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'<g id="[^"]*"', "<g", text)  # repeated in every figure, and of no use
+    text = re.sub(r'(?<=<svg )|width="[\d.]+pt" ', "", text)
+    text = re.sub(r' (?:width|height)="[\d.]+pt"', "", text, count=2)
+    text = text.replace(f"fill: {PAPER}", "fill: none").replace(INK, "currentColor")
+    text = re.sub(r"font-family: [^;\"]*;?|'DejaVu Sans'(?:, sans-serif)?", "inherit", text)
+    return text.replace("<svg", f'<svg role="img" aria-label="{_attribute(label)}"', 1)
+
+
+def _attribute(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
+
+
+def _save(figure: Figure, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    with style():
+        figure.savefig(buffer, **options)
+    return buffer.getvalue()
