@@ -1,0 +1,201 @@
+"""The verdict table: the same columns for a terminal, a page and a spreadsheet."""
+
+import csv
+import io
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Literal
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from foveate.experiments.results import BASELINE, CONTROLS, Comparison, Cost, Results, RunResult
+from foveate.experiments.units import MISSING, duration, milliseconds, p_value, si, signed
+
+COLOURS = {"better": "bold green", "worse": "bold red", "no verdict": "yellow"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One mechanism of the table; ``comparison`` is None for the baseline."""
+
+    mechanism: str
+    runs: list[RunResult]
+    comparison: Comparison | None
+    cost: Cost | None
+
+    @property
+    def is_control(self) -> bool:
+        return self.mechanism in CONTROLS
+
+    @property
+    def verdict(self) -> str:
+        if self.mechanism == BASELINE:
+            return "baseline"
+        return self.comparison.verdict if self.comparison else MISSING
+
+    def mean(self, field: str) -> float | None:
+        """Mean of a field over the finished runs that have it."""
+        values = [value for run in self.runs if (value := getattr(run, field)) is not None]
+        return fmean(values) if values else None
+
+    def spread(self, field: str) -> float | None:
+        """Standard deviation of a field over the finished runs."""
+        values = [value for run in self.runs if (value := getattr(run, field)) is not None]
+        return stdev(values) if len(values) > 1 else None
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: its title, its text for a row, and what the title leaves out."""
+
+    title: str
+    text: Callable[[Row], str]
+    help: str = ""
+
+
+def rows(results: Results) -> list[Row]:
+    """The baseline, the other control, then the mechanisms as the comparisons order them."""
+    compared = {comparison.mechanism: comparison for comparison in results.comparisons}
+    ranked = [key for key in results.mechanisms if key not in compared] + list(compared)
+    return [
+        Row(key, list(results.finished(key).values()), compared.get(key), results.costs.get(key))
+        for key in ranked
+    ]
+
+
+def _accuracy(row: Row) -> str:
+    mean, spread = row.mean("test_accuracy"), row.spread("test_accuracy")
+    if mean is None:
+        return MISSING
+    return f"{mean:.2f}" if spread is None else f"{mean:.2f} ± {spread:.2f}"
+
+
+def _difference(row: Row) -> str:
+    return signed(row.comparison.difference) if row.comparison else MISSING
+
+
+def _interval(row: Row) -> str:
+    if row.comparison is None or row.comparison.interval is None:
+        return MISSING
+    low, high = row.comparison.interval
+    return f"[{signed(low)}, {signed(high)}]"
+
+
+def _p(row: Row) -> str:
+    return p_value(row.comparison.p_holm) if row.comparison else MISSING
+
+
+def _seeds_needed(row: Row) -> str:
+    comparison = row.comparison
+    if comparison is None or comparison.seeds_needed is None or row.verdict in ("better", "worse"):
+        return MISSING
+    return f"{comparison.seeds_needed:,}"
+
+
+def _energy(row: Row) -> str:
+    return si(row.mean("energy_joules"), "J")
+
+
+MECHANISM = Column("mechanism", lambda row: row.mechanism)
+ACCURACY = Column("accuracy %", _accuracy, "mean and standard deviation over seeds")
+DIFFERENCE = Column("difference to none", _difference, "percentage points, paired by seed")
+INTERVAL = Column("95 % interval", _interval, "of the difference, over seeds")
+P = Column("p (Holm)", _p, "two-sided, corrected for the number of mechanisms")
+VERDICT = Column("verdict", lambda row: row.verdict)
+SEEDS = Column("seeds needed", _seeds_needed, "to see the difference, if it is true")
+PARAMETERS = Column("params", lambda row: si(getattr(row.cost, "parameters", None)))
+FLOPS = Column("FLOPs", lambda row: si(getattr(row.cost, "flops", None)), "multiply-adds, an image")
+LATENCY = Column("latency", lambda row: milliseconds(getattr(row.cost, "latency_ms", None)))
+MEMORY = Column("peak memory", lambda row: si(getattr(row.cost, "peak_memory_bytes", None), "B"))
+SPEED = Column("train images/s", lambda row: si(row.mean("images_per_second")))
+WALL = Column("wall time", lambda row: duration(row.mean("wall_seconds")), "of one run")
+ENERGY = Column("energy", _energy, "of one run")
+
+COLUMNS = (
+    *(MECHANISM, ACCURACY, DIFFERENCE, INTERVAL, P, VERDICT, SEEDS),
+    *(PARAMETERS, FLOPS, LATENCY, MEMORY, SPEED, WALL, ENERGY),
+)
+PRIORITY = (
+    *(MECHANISM, VERDICT, DIFFERENCE, ACCURACY, INTERVAL, P),
+    *(PARAMETERS, LATENCY, FLOPS, SEEDS, MEMORY, SPEED, WALL, ENERGY),
+)
+"""The order in which columns are shown while the terminal has room."""
+
+
+def columns(results: Results) -> list[Column]:
+    """All columns, but no energy where nothing could read it."""
+    readable = any(run.energy_joules is not None for run in results.runs)
+    return [column for column in COLUMNS if readable or column is not ENERGY]
+
+
+def verdict_table(results: Results, *, width: int | None = None) -> Table:
+    """The verdicts for a terminal, in unbroken lines.
+
+    Args:
+        results: With its ``comparisons`` filled.
+        width: Characters to fill, by default the terminal's; columns that do not fit are dropped,
+            those of cost first.
+    """
+    listed = rows(results)
+    table = Table(
+        title=f"{results.metric}: {results.host} on {results.data.get('name', '')}",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    shown = _fitting(columns(results), listed, Console().width if width is None else width)
+    for column in shown:
+        side: Literal["left", "right"] = "left" if column in (MECHANISM, VERDICT) else "right"
+        table.add_column("\n".join(_header(column, listed)), justify=side, no_wrap=True)
+    for place, row in enumerate(listed):
+        last_control = row.is_control and not any(r.is_control for r in listed[place + 1 :])
+        style = COLOURS.get(row.verdict, "dim")
+        texts = [Text(c.text(row), style=style if c is VERDICT else "") for c in shown]
+        table.add_row(*texts, end_section=last_control)
+    return table
+
+
+def _fitting(available: list[Column], listed: list[Row], width: int) -> list[Column]:
+    """The columns that fit, dearest first, in the order of ``available``."""
+    chosen: list[Column] = []
+    for column in (column for column in PRIORITY if column in available):
+        width -= 2 + max(len(line) for line in (*_header(column, listed), *_cells(column, listed)))
+        if width < 0:
+            break
+        chosen.append(column)
+    return [column for column in available if column in chosen]
+
+
+def _header(column: Column, listed: list[Row]) -> list[str]:
+    """The title in lines no longer than its longest word or the column's longest text."""
+    words = (*column.title.split(), *_cells(column, listed))
+    return textwrap.wrap(column.title, max(len(word) for word in words))
+
+
+def _cells(column: Column, listed: list[Row]) -> list[str]:
+    return [column.text(row) for row in listed]
+
+
+def runs_csv(results: Results) -> str:
+    """One line a run, in plain numbers: its result and the cost of its mechanism."""
+    result = [name for name in RunResult.model_fields if name not in ("curves", "test_correct")]
+    cost = [f"cost_{name}" for name in Cost.model_fields]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [*result, "difference_to_none", *cost], lineterminator="\n")
+    writer.writeheader()
+    baseline = results.finished(results.baseline)
+    for run in results.runs:
+        line = run.model_dump(include=set(result))
+        known = results.costs.get(run.mechanism)
+        if known:
+            line |= {f"cost_{name}": value for name, value in known.model_dump().items()}
+        partner = baseline.get(run.seed)
+        if run.test_accuracy is not None and partner and partner.test_accuracy is not None:
+            line["difference_to_none"] = run.test_accuracy - partner.test_accuracy
+        writer.writerow(line)
+    return text.getvalue()
