@@ -1,0 +1,29 @@
+"""Equations 4 to 9 of arXiv:2103.02907, with the h-swish of the authors' code."""
+
+import torch
+from torch import Tensor
+
+from references.batch_norm import batch_norm
+
+
+def coordinate_attention(x: Tensor, weights: dict[str, Tensor], **options: object) -> Tensor:
+    """Keys are ``conv1``, ``bn1``, ``conv_h`` and ``conv_w``."""
+    H, W = x.shape[2:]
+    rows = torch.stack([x[:, :, i, :].sum(2) / W for i in range(H)], dim=2)  # (B, C, H)
+    columns = torch.stack([x[:, :, :, j].sum(2) / H for j in range(W)], dim=2)  # (B, C, W)
+    z = conv(torch.cat([rows, columns], dim=2), weights, "conv1")  # (B, m, H + W)
+    z = batch_norm(z[..., None], weights, "bn1", training=bool(options.get("training")))[..., 0]
+    z = z * (z + 3).clamp(0, 6) / 6
+    strength = weights.get("strength", 1)
+    a_h = 1 + strength * (1 / (1 + (-conv(z[:, :, :H], weights, "conv_h")).exp()) - 1)
+    a_w = 1 + strength * (1 / (1 + (-conv(z[:, :, H:], weights, "conv_w")).exp()) - 1)
+    out = torch.empty_like(x)
+    for i in range(H):
+        for j in range(W):
+            out[:, :, i, j] = x[:, :, i, j] * a_h[:, :, i] * a_w[:, :, j]
+    return out
+
+
+def conv(z: Tensor, weights: dict[str, Tensor], name: str) -> Tensor:
+    weight, bias = weights[f"{name}.weight"].flatten(1), weights[f"{name}.bias"]
+    return torch.einsum("oc,bcn->bon", weight, z) + bias[:, None]
