@@ -21,6 +21,11 @@ def write_text(path: Path, text: str) -> None:
     _replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Like :func:`write_text`, for what is no text."""
+    _replace(path, lambda temporary: temporary.write_bytes(content))
+
+
 def save(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
     """Write tensors and JSON values as one safetensors file, atomically."""
     # A copy each: safetensors refuses tensors that share memory or have gaps.

@@ -15,13 +15,17 @@ from pydantic import (
     model_validator,
 )
 
+from foveate.errors import check_choice
+from foveate.experiments.augment import AUGMENTS
 from foveate.experiments.results import BASELINE, CONTROLS
 
+_Control = Literal["none", "static"]
 _Count = Annotated[int, Field(ge=1, strict=True)]
 _Whole = Annotated[int, Field(ge=0, strict=True)]
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Fraction = Annotated[float, Field(gt=0, lt=1)]
+
 
 class _Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -62,10 +66,15 @@ class Recipe(_Settings):
     checkpointing: bool = False
     channels_last: bool = False
     precision: Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true"] = "32-true"
-    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps", "tpu"] = "auto"
+    accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = "auto"
     deterministic: bool = False
     workers: _Whole = 0
     tracker: Literal["tensorboard", "wandb", "mlflow", "none"] = "tensorboard"
+
+    @field_validator("augment")
+    @classmethod
+    def _augment_exists(cls, augment: str) -> str:
+        return check_choice("augment", augment, AUGMENTS)
 
     @model_validator(mode="after")
     def _phases_fit(self) -> Self:
@@ -92,16 +101,26 @@ class MechanismConfig(_Settings):
 
 
 def _mechanism(value: Any) -> Any:
+    if value == BASELINE:
+        return None
     return {"key": value} if isinstance(value, str) else value
 
 
 def _mechanisms(value: Any) -> Any:
     if isinstance(value, str):
         value = [part.strip() for part in value.split(",") if part.strip()]
-    return [_mechanism(item) for item in value] if isinstance(value, list) else value
+    if not isinstance(value, list):
+        return value
+    return [mechanism for item in value if (mechanism := _mechanism(item)) is not None]
 
 
 def _seeds(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            numbers = [int(part) for part in value.split(",")]
+        except ValueError:
+            raise ValueError(f"must be a count or a list of seeds, but got '{value}'") from None
+        value = numbers if "," in value else numbers[0]
     if isinstance(value, bool) or not isinstance(value, int):
         return value
     if value < 1:
@@ -169,7 +188,7 @@ class CompareConfig(_Experiment):
     """A grid of runs: mechanisms and controls by seeds, all else equal."""
 
     mechanisms: _Mechanisms = tuple(MechanismConfig(key=key) for key in ("se", "cbam"))
-    controls: tuple[Literal["none", "static"], ...] = CONTROLS
+    controls: tuple[_Control, ...] = CONTROLS
     where: str | None = None
     at: str | None = None
     init: str = "identity"
@@ -178,15 +197,18 @@ class CompareConfig(_Experiment):
 
     @field_validator("controls")
     @classmethod
-    def _with_baseline(cls, controls: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(dict.fromkeys([BASELINE, *controls]))
+    def _with_baseline(cls, controls: tuple[_Control, ...]) -> tuple[_Control, ...]:
+        return (BASELINE, *(control for control in controls if control != BASELINE))
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
         labels = [mechanism.label for mechanism in self.mechanisms]
         for label, count in Counter([*labels, *self.controls]).items():
             if count > 1:
-                raise ValueError(f"'{label}' stands {count} times; give each its own name")
+                raise ValueError(
+                    f"'{label}' stands {count} times among mechanisms and controls; "
+                    "give each its own name"
+                )
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"each seed counts once, but got seeds={list(self.seeds)}")
         return self

@@ -17,6 +17,8 @@ _WANTED = {
     "tuple_type": "must be a list",
 }
 
+_SHORT = {"data": "name", "mechanism": "key"}  # what a plain string there stands for
+
 
 def parse(model: type[_Model], values: Any) -> _Model:
     """Check plain values.
@@ -61,10 +63,11 @@ def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
     result = dict(values)
     for key, change in changes.items():
         old = result.get(key)
-        if key == "data" and isinstance(old, str):  # the short form of {"name": old}
-            old = {"name": old}
-        both = isinstance(old, dict) and isinstance(change, dict)
-        result[key] = merged(old, change) if both else change
+        if key in _SHORT and isinstance(old, str) and isinstance(change, dict):
+            old = {_SHORT[key]: old}
+        if isinstance(old, dict) and isinstance(change, dict):
+            change = merged(old, change)
+        result[key] = change
     return result
 
 

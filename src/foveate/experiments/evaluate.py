@@ -1,6 +1,6 @@
 """How well a network does on images that it does not learn from."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from lightning_fabric import Fabric
@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from foveate.experiments.batches import batches
 from foveate.experiments.config import Recipe
 from foveate.experiments.data import Data, ImageSet
+from foveate.experiments.processes import total
 
 
 @dataclass(frozen=True)
@@ -34,14 +35,12 @@ def evaluate(
     module: nn.Module, images: ImageSet, data: Data, recipe: Recipe, fabric: Fabric
 ) -> Evaluation:
     """Evaluate in eval mode; each process takes its share and all get the whole."""
-    own = slice(fabric.global_rank, None, fabric.world_size)
+    own = torch.arange(fabric.global_rank, len(images), fabric.world_size)
     result = torch.zeros(2, len(images), device=fabric.device)
-    share = _share(images, own)
-    if len(share):
-        result[:, own] = _losses_and_hits(module, share, data, recipe, fabric)
-    if fabric.world_size > 1:
-        result = fabric.all_reduce(result, reduce_op="sum")
-    losses, hits = result.cpu()
+    if len(own):
+        share = _losses_and_hits(module, images.take(own), data, recipe, fabric)
+        result[:, own.to(fabric.device)] = share
+    losses, hits = total(fabric, result).cpu()
     return Evaluation(losses.double(), hits > 0)
 
 
@@ -64,8 +63,3 @@ def _losses_and_hits(
         losses = F.cross_entropy(logits, labels, reduction="none")
         parts.append(torch.stack([losses, logits.argmax(1) == labels]))
     return torch.cat(parts, dim=1)  # (2, N)
-
-
-def _share(images: ImageSet, own: slice) -> ImageSet:
-    held = None if images.images is None else images.images[own]
-    return replace(images, labels=images.labels[own], images=held, paths=images.paths[own])

@@ -15,7 +15,7 @@ def freeze(network: nn.Module, learning: Iterable[nn.Parameter]) -> None:
 
 
 def train_mode(network: nn.Module) -> None:
-    """Training mode, except for normalisation layers that are frozen: they keep their statistics."""
+    """Training mode, but frozen normalisation layers keep their statistics."""
     network.train()
     for layer in _frozen_norms(network):
         layer.eval()

@@ -10,7 +10,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class CtrlC:
-    """While entered, notes the first Ctrl-C or SIGTERM in ``pressed``; a second one acts at once."""
+    """While entered, notes Ctrl-C or SIGTERM in ``pressed``; a second one acts at once."""
 
     _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

@@ -18,7 +18,7 @@ def recompute_blocks(network: nn.Module) -> list[str]:
     """
     names = []
     for name, block in _blocks(network):
-        block.forward = _Recomputed(block, block.forward)  # type: ignore[method-assign]
+        block.forward = _Recomputed(block, block.forward)
         names.append(name)
     return names
 

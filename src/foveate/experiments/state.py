@@ -34,6 +34,18 @@ class State:
         ranked = [(-accuracy, loss, epoch) for epoch, (accuracy, loss) in enumerate(scores)]
         return min(ranked)[2]
 
+    def count(self, loss_sum: float, correct: int, seen: int) -> None:
+        """Add a batch to the epoch."""
+        self.loss_sum += loss_sum
+        self.correct += correct
+        self.seen += seen
+
+    def charge(self, seconds: float, joules: float | None) -> None:
+        """Add what was spent since the last time; energy that was once unreadable stays so."""
+        self.wall_seconds += seconds
+        spent = self.joules
+        self.joules = None if spent is None or joules is None else spent + joules
+
     def begin_epoch(self, epoch: int) -> None:
         """Clear what is counted within one epoch."""
         self.epoch, self.step = epoch, 0
@@ -67,7 +79,7 @@ def save_state(
 def load_state(
     path: Path, module: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[State, dict[str, object], Tensors]:
-    """Restore a module and its optimizer; returns the counts, the precision and the best weights."""
+    """Restore a module and its optimizer; returns the counts, loss scaler and best weights."""
     tensors, rest = checkpoint.load(path)
     module.load_state_dict(under("model", tensors))
     checkpoint.unpack_optimizer(optimizer, under("optimizer", tensors), rest["optimizer"])

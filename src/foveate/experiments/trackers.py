@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from foveate.errors import require
 from foveate.experiments.config import RunConfig
@@ -24,7 +23,7 @@ class TensorBoard(Tracker):
     def __init__(self, folder: Path, config: RunConfig, first_step: int) -> None:
         writer = require("torch.utils.tensorboard", extra="train").SummaryWriter
         # What an interrupted run logged after its checkpoint is repeated: hide the first copy.
-        self._writer = writer(folder / "tensorboard", purge_step=first_step or None)
+        self._writer = writer(folder / "tensorboard", purge_step=first_step)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():

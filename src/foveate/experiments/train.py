@@ -1,13 +1,13 @@
-"""The training loop: steps, epochs, and a state that continues to the same numbers."""
+"""The training loop: epochs, validation, and a state that continues to the same numbers."""
 
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
-from torch.nn import functional as F
 
 from foveate.cost import Energy
 from foveate.experiments.batches import batches
@@ -16,16 +16,11 @@ from foveate.experiments.checkpoint import Tensors
 from foveate.experiments.config import RunConfig
 from foveate.experiments.data import Data
 from foveate.experiments.evaluate import Evaluation, evaluate
-from foveate.experiments.freezing import find_classifier, freeze, train_mode
 from foveate.experiments.interrupt import CtrlC, Interrupted
-from foveate.experiments.optimization import (
-    Schedule,
-    build_optimizer,
-    plateau_cuts,
-    set_learning_rate,
-)
+from foveate.experiments.learner import Learner
+from foveate.experiments.optimization import Schedule, plateau_cuts
+from foveate.experiments.processes import total
 from foveate.experiments.progress import Watcher
-from foveate.experiments.recompute import recompute_blocks
 from foveate.experiments.recorder import Recorder, Silent
 from foveate.experiments.state import State, copies, load_state, save_state
 
@@ -63,18 +58,13 @@ class Trainer:
         *,
         save_every: float = 60.0,
     ) -> None:
-        self.config, self.data, self.fabric = config, data, fabric
-        self._recipe, self._network, self.module = config.recipe, network, network.module
-        self._folder, self._watcher, self._save_every = folder, watcher, save_every
-        if self._recipe.channels_last:
-            self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if self._recipe.checkpointing:
-            recompute_blocks(self.module)
-        self._model = fabric.setup_module(self.module)
-        self._bare_optimizer = build_optimizer(self._recipe, self.module)
-        self._optimizer = fabric.setup_optimizers(self._bare_optimizer)
-        self._batch = self._recipe.batch_size * fabric.world_size
-        self.steps_per_epoch = max(1, len(data.train) // self._batch)
+        self.config, self.data, self.fabric, self.folder = config, data, fabric, folder
+        self._recipe, self._watcher, self._save_every = config.recipe, watcher, save_every
+        self._learner = Learner(network, config.recipe, len(data.classes), fabric)
+        self.module = self._learner.module
+        share = math.ceil(len(data.train) / fabric.world_size)
+        self._drop_last = share >= self._recipe.batch_size
+        self.steps_per_epoch = max(1, share // self._recipe.batch_size)
         self._schedule = Schedule(self._recipe, self.steps_per_epoch)
         self.state = State()
         self._best: Tensors = {}
@@ -99,8 +89,8 @@ class Trainer:
             Interrupted: After Ctrl-C, with everything saved.
             DivergedError: When a loss is not finite.
         """
-        self._energy, self._saved_at = Energy(), time.perf_counter()
         self._recorder = self._open_recorder()
+        self._energy, self._saved_at = Energy(), time.perf_counter()
         try:
             with CtrlC() as self._ctrl_c:
                 while not self._is_over():
@@ -112,25 +102,29 @@ class Trainer:
     def test(self) -> Evaluation:
         """Evaluate the best weights on the test split; the network keeps them."""
         self.module.load_state_dict(self._best)
-        return self._evaluate_on(self.data.test)
+        return evaluate(self.module, self.data.test, self.data, self._recipe, self.fabric)
 
     def _open_recorder(self) -> Recorder:
         if not self.fabric.is_global_zero:
             return Silent()
-        return Recorder(self._folder, self.config, self.state, self.done_steps, self._watcher)
+        return Recorder(self.folder, self.config, self.state, self.done_steps, self._watcher)
 
     def _is_over(self) -> bool:
         epoch, patience = self.state.epoch, self._recipe.patience
-        if epoch == self._recipe.epochs:
-            return True
-        return bool(epoch and patience) and epoch - 1 - self.state.best_epoch >= (patience or 0)
+        if epoch in (0, self._recipe.epochs) or patience is None:
+            return epoch == self._recipe.epochs
+        return epoch - 1 - self.state.best_epoch >= patience
 
     def _train_epoch(self) -> None:
-        self._enter_phase()
+        self._learner.enter_epoch(self.state.epoch)
         self._tick = time.perf_counter()
         cuts = plateau_cuts(self.state.val_losses, self._recipe.plateau_patience)
         for images, labels in self._batches():
-            self._step(images, labels, self._schedule.at(self.done_steps, cuts))
+            # Dropout depends on no earlier step: it pairs between mechanisms, and it resumes.
+            place = (self.config.seed, self.state.epoch, self.state.step)
+            torch.manual_seed(derive_seed("step", *place, self.fabric.global_rank))
+            rate = self._schedule.at(self.done_steps, cuts)
+            self._unread.append((rate, self._learner.step(images, labels, rate)))
             self.state.step += 1
             self._after_step()
         self._read()
@@ -148,53 +142,18 @@ class Trainer:
             rank=self.fabric.global_rank,
             world=self.fabric.world_size,
             workers=self._recipe.workers,
-            drop_last=len(self.data.train) >= self._batch,
+            drop_last=self._drop_last,
             device=self.fabric.device,
             channels_last=self._recipe.channels_last,
         )
 
-    def _enter_phase(self) -> None:
-        """Freeze the host in the first epochs of the recipe, and thaw it after them."""
-        frozen_epochs = self._recipe.freeze_epochs
-        if self.state.epoch < frozen_epochs:
-            added = self._network.added()
-            head = find_classifier(self.module, len(self.data.classes), besides=added)
-            freeze(self.module, [*added, *head.parameters()])
-        elif frozen_epochs:
-            freeze(self.module, self.module.parameters())
-        if frozen_epochs and self.fabric.world_size > 1:  # DDP fixes at setup what it reduces
-            self._model = self.fabric.setup_module(self.module)
-        train_mode(self.module)
-
-    def _step(self, images: Tensor, labels: Tensor, rate: float) -> None:
-        # Dropout depends on nothing before this step: it pairs between mechanisms, and resumes.
-        place = (self.config.seed, self.state.epoch, self.state.step, self.fabric.global_rank)
-        torch.manual_seed(derive_seed("step", *place))
-        set_learning_rate(self._bare_optimizer, rate)
-        logits = self._model(images)
-        loss = F.cross_entropy(logits, labels, label_smoothing=self._recipe.label_smoothing)
-        self._optimizer.zero_grad()
-        self.fabric.backward(loss)
-        if self._recipe.clip_norm is not None:
-            norm = self._recipe.clip_norm
-            self.fabric.clip_gradients(
-                self.module, self._optimizer, max_norm=norm, error_if_nonfinite=False
-            )
-        self._optimizer.step()
-        hits = (logits.detach().argmax(1) == labels).sum()
-        seen = torch.full_like(hits, len(labels))
-        numbers = torch.stack([loss.detach() * len(labels), hits, seen]).float()
-        self._unread.append((rate, numbers))
-
     def _after_step(self) -> None:
-        reading = len(self._unread) == _READ_EVERY
-        if reading:
+        if len(self._unread) == _READ_EVERY:
             self._read()
         elif self.fabric.world_size > 1:
-            return  # the processes must agree, which costs as much as a reading
-        due = time.perf_counter() - self._saved_at > self._save_every
-        stop, save = self._any(self._ctrl_c.pressed), self._any(due)
-        if stop or save:
+            return  # the processes would have to agree, which costs as much as a reading
+        stop = self._any(self._ctrl_c.pressed)
+        if stop or self._any(time.perf_counter() - self._saved_at > self._save_every):
             self._save()
         if stop:
             raise Interrupted
@@ -203,8 +162,7 @@ class Trainer:
         """Whether any process wishes so."""
         if self.fabric.world_size == 1:
             return wish
-        wishes = torch.tensor(float(wish), device=self.fabric.device)
-        return bool(self.fabric.all_reduce(wishes, reduce_op="sum") > 0)
+        return bool(total(self.fabric, torch.tensor(int(wish), device=self.fabric.device)))
 
     def _read(self) -> None:
         """Take the unread losses from the device into the counts and the journal."""
@@ -212,19 +170,61 @@ class Trainer:
             return
         rates = [rate for rate, _ in self._unread]
         numbers = torch.stack([numbers for _, numbers in self._unread])  # (steps, 3)
+        numbers = total(self.fabric, numbers)
         self._unread.clear()
-        if self.fabric.world_size > 1:
-            numbers = self.fabric.all_reduce(numbers, reduce_op="sum")
-        first = self.done_steps - len(rates)
         rows = []
-        for step, (rate, (loss, hits, seen)) in enumerate(zip(rates, numbers.tolist()), first):
+        step = self.done_steps - len(rates)
+        for rate, (loss, hits, seen) in zip(rates, numbers.tolist(), strict=True):
+            step += 1
             if not math.isfinite(loss):
-                raise DivergedError(f"the loss became {loss} at step {step + 1}")
-            self.state.loss_sum += loss
-            self.state.correct += int(hits)
-            self.state.seen += int(seen)
-            rows.append({"step": step + 1, "loss": loss / seen, "lr": rate})
+                raise DivergedError(f"the training loss became {loss} at step {step}")
+            rows.append({"step": step, "loss": loss / seen, "lr": rate})
+            self.state.count(loss, int(hits), int(seen))
         now = time.perf_counter()
         self.state.epoch_seconds += now - self._tick
         self._tick = now
         self._recorder.steps(rows, self.state)
+
+    def _end_epoch(self) -> None:
+        """Validate, keep the weights if they are the best, and save."""
+        self._learner.share_buffers()
+        state = self.state
+        result = evaluate(self.module, self.data.val, self.data, self._recipe, self.fabric)
+        if not math.isfinite(result.loss):
+            raise DivergedError(f"the validation loss became {result.loss} at epoch {state.epoch}")
+        state.val_losses.append(result.loss)
+        state.val_accuracies.append(result.accuracy)
+        if state.best_epoch == state.epoch:
+            self._best = copies(self.module)
+        self._recorder.epoch(
+            {
+                "step": self.done_steps,
+                "epoch": state.epoch + 1,
+                "train_loss": state.loss_sum / state.seen,
+                "train_accuracy": 100 * state.correct / state.seen,
+                "val_loss": result.loss,
+                "val_accuracy": result.accuracy,
+                "lr": self._learner.rate,
+                "images_per_second": state.seen / state.epoch_seconds,
+            }
+        )
+        state.begin_epoch(state.epoch + 1)
+        self._save()
+
+    def _save(self) -> None:
+        """Write the checkpoint; the journal reaches the disk first."""
+        self._read()
+        now, joules = time.perf_counter(), self._energy.joules()
+        self.state.charge(now - self._saved_at, joules)
+        self.state.journal = self._recorder.sync()
+        if self.fabric.is_global_zero:
+            scaler = self.fabric.strategy.precision.state_dict()
+            path, learner = self.folder / CHECKPOINT, self._learner
+            save_state(path, self.state, learner.module, learner.optimizer, scaler, self._best)
+        self._energy, self._saved_at = Energy(), now
+        self._tick = time.perf_counter()
+
+    def _restore(self) -> None:
+        path, learner = self.folder / CHECKPOINT, self._learner
+        self.state, scaler, self._best = load_state(path, learner.module, learner.optimizer)
+        self.fabric.strategy.precision.load_state_dict(scaler)

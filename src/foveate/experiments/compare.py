@@ -1,0 +1,155 @@
+"""The comparison: a grid of paired runs, their costs, their statistics, and the report."""
+
+import datetime
+import json
+import random
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lightning_fabric import Fabric
+
+from foveate import __version__
+from foveate.errors import UserError
+from foveate.experiments import checkpoint
+from foveate.experiments.build import Network, build_network
+from foveate.experiments.config import CompareConfig, RunConfig
+from foveate.experiments.configfile import to_yaml
+from foveate.experiments.costs import measure_costs
+from foveate.experiments.data import Data, load_data
+from foveate.experiments.environment import describe
+from foveate.experiments.processes import launch
+from foveate.experiments.progress import Watcher
+from foveate.experiments.report import write_report
+from foveate.experiments.results import Results, RunResult, Site
+from foveate.experiments.run import CONFIG, ENVIRONMENT, check_folder, claimed, run, write_result
+from foveate.experiments.statistics import compare_to_baseline
+from foveate.experiments.trackers import check_tracker
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A comparison whose every part was found to exist; nothing has been written for it."""
+
+    config: CompareConfig
+    data: Data
+    networks: dict[str, Network]
+    runs: tuple[RunConfig, ...]
+
+    def folder(self, cell: RunConfig) -> Path:
+        """Where a run of the grid lives."""
+        return self.config.out / "runs" / f"{cell.label}-seed{cell.seed}"
+
+
+def prepare(config: CompareConfig) -> Grid:
+    """Load the data, build each network once, and look at the folders.
+
+    Raises:
+        ValueError: If anything is unknown, refused or unreadable, or a folder holds another run.
+    """
+    check_tracker(config.recipe.tracker)
+    data = load_data(**dict(config.data))
+    cells = [config.run(variant, config.seeds[0]) for variant in config.variants()]
+    networks = {cell.label: build_network(cell, data) for cell in cells}
+    grid = Grid(config, data, networks, tuple(_order(config)))
+    for cell in grid.runs:
+        check_folder(grid.folder(cell), cell, data)
+    return grid
+
+
+def compare(grid: Grid, watcher: Watcher, *, command: str) -> Results:
+    """Run what is missing, measure the costs, compare, and write the report.
+
+    A run that fails is recorded with its reason and does not stop the others.
+
+    Args:
+        grid: From :func:`prepare`.
+        watcher: Is told how the runs go.
+        command: What a person would type to repeat it.
+
+    Raises:
+        ValueError: If the folder cannot be written, or another process writes it.
+        Interrupted: After Ctrl-C; the same call then goes on where it stopped.
+    """
+    config = grid.config
+    fabric = launch(config.recipe)
+    with claimed(config.out, fabric):
+        if fabric.is_global_zero:
+            environment = json.dumps(describe(fabric), indent=2)
+            checkpoint.write_text(config.out / CONFIG, to_yaml(config))
+            checkpoint.write_text(config.out / ENVIRONMENT, environment)
+        runs = [_attempt(grid, cell, fabric, watcher) for cell in grid.runs]
+        results = _results(grid, runs, fabric, command)
+        if fabric.is_global_zero:
+            write_report(results, config.out)
+    fabric.barrier()
+    return results
+
+
+def _order(config: CompareConfig) -> Iterator[RunConfig]:
+    """All variants of one seed in an order of chance, then the next seed."""
+    for seed in config.seeds:
+        variants = config.variants()
+        random.Random(seed).shuffle(variants)
+        for variant in variants:
+            yield config.run(variant, seed)
+
+
+def _attempt(grid: Grid, cell: RunConfig, fabric: Fabric, watcher: Watcher) -> RunResult:
+    folder = grid.folder(cell)
+    try:
+        return run(cell, grid.data, folder, fabric, watcher)
+    except UserError:
+        raise
+    except Exception as error:  # of any kind: a night of runs must not end with one of them
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        checkpoint.write_text(folder / "error.txt", traceback.format_exc())
+        result = RunResult(mechanism=cell.label, seed=cell.seed, status="failed", reason=reason)
+        write_result(folder, result)
+        watcher.end_run(f"failed: {reason}")
+        return result
+
+
+def _results(grid: Grid, runs: list[RunResult], fabric: Fabric, command: str) -> Results:
+    config, networks = grid.config, grid.networks
+    results = Results(
+        foveate=__version__,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        command=command,
+        config=config.model_dump(mode="json"),
+        environment=describe(fabric),
+        data=_describe_data(grid.data),
+        host=config.host,
+        runs=runs,
+        costs=measure_costs(
+            {label: network.module for label, network in networks.items()},
+            grid.data,
+            runs,
+            batch_size=config.recipe.batch_size,
+            device=fabric.device,
+        ),
+        sites={label: _sites(network) for label, network in networks.items()},
+    )
+    results.comparisons = compare_to_baseline(results)
+    return results
+
+
+def _describe_data(data: Data) -> dict[str, object]:
+    sizes = {split: len(getattr(data, split)) for split in ("train", "val", "test")}
+    return {
+        "name": data.name,
+        "classes": list(data.classes),
+        "sizes": sizes,
+        "image_size": data.image_size,
+        "record": data.record,
+    }
+
+
+def _sites(network: Network) -> list[Site]:
+    if network.attention is None:
+        return []
+    return [
+        Site(name=site.name, channels=site.channels, height=site.height, width=site.width)
+        for site in network.attention.sites
+    ]

@@ -1,0 +1,73 @@
+"""A network that learns: model, optimizer and one step of it, on any device and precision."""
+
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+from torch.nn import functional as F
+
+from foveate.experiments.build import Network
+from foveate.experiments.config import Recipe
+from foveate.experiments.freezing import find_classifier, freeze, train_mode
+from foveate.experiments.optimization import build_optimizer, set_learning_rate
+from foveate.experiments.recompute import recompute_blocks
+
+
+class Learner:
+    """Prepares a network as a recipe says, and takes optimiser steps with it."""
+
+    def __init__(self, network: Network, recipe: Recipe, classes: int, fabric: Fabric) -> None:
+        self.module = network.module
+        self._network, self._recipe, self._fabric = network, recipe, fabric
+        self._classes = classes
+        if recipe.channels_last:
+            self.module.to(memory_format=torch.channels_last)
+        if recipe.checkpointing:
+            recompute_blocks(self.module)
+        self._model = fabric.setup_module(self.module)
+        self.optimizer = build_optimizer(recipe, self.module)
+        self._stepper: Any = fabric.setup_optimizers(self.optimizer)
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the last step."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def enter_epoch(self, epoch: int) -> None:
+        """Training mode; the host is frozen in the first epochs of the recipe, then thawed."""
+        if epoch < self._recipe.freeze_epochs:
+            added = self._network.added()
+            head = find_classifier(self.module, self._classes, besides=added)
+            freeze(self.module, [*added, *head.parameters()])
+        elif self._recipe.freeze_epochs:
+            freeze(self.module, self.module.parameters())
+        if self._recipe.freeze_epochs and self._fabric.world_size > 1:
+            # DDP fixes at setup which gradients it reduces.
+            self._model = self._fabric.setup_module(self.module)
+        train_mode(self.module)
+
+    def step(self, images: Tensor, labels: Tensor, rate: float) -> Tensor:
+        """One optimiser step; returns the sum of losses, the hits and the images, on the device."""
+        set_learning_rate(self.optimizer, rate)
+        logits = self._model(images)
+        loss = F.cross_entropy(logits, labels, label_smoothing=self._recipe.label_smoothing)
+        self._stepper.zero_grad()
+        self._fabric.backward(loss)
+        if self._recipe.clip_norm is not None:
+            self._fabric.clip_gradients(
+                self.module,
+                self._stepper,
+                max_norm=self._recipe.clip_norm,
+                error_if_nonfinite=False,  # the loss scaler skips such a step by itself
+            )
+        self._stepper.step()
+        hits = (logits.detach().argmax(1) == labels).sum()
+        count = torch.full_like(hits, len(labels))
+        return torch.stack([loss.detach() * len(labels), hits, count]).float()
+
+    def share_buffers(self) -> None:
+        """Give all processes the running statistics of the first one."""
+        if self._fabric.world_size > 1:
+            buffers = {name: buffer.cpu() for name, buffer in self.module.named_buffers()}
+            self.module.load_state_dict(self._fabric.broadcast(buffers), strict=False)
