@@ -31,9 +31,13 @@ _SETS: tuple[tuple[str, dict[str, dict[str, Any]]], ...] = (
     *((name, _WHOLE) for name in ("EuroSAT", "SEMEION", "SUN397")),
 )
 TORCHVISION = {name.lower(): (name, splits) for name, splits in _SETS}
+DIGITS_SIZE = 16
 NAMES = ("digits", *sorted(TORCHVISION))
 UNMIRRORED = frozenset(
-    "digits emnist gtsrb kmnist mnist qmnist renderedsst2 semeion svhn usps".split()
+    (
+        *("digits", "emnist", "gtsrb", "kmnist", "mnist", "qmnist"),
+        *("renderedsst2", "semeion", "svhn", "usps"),
+    )
 )
 """Sets whose images change their meaning in a mirror: letters, digits, road signs."""
 

@@ -1,26 +1,20 @@
 """Data by one name: splits that never overlap, in memory or as files, with a record of both."""
 
-import dataclasses
-import difflib
 import hashlib
-from collections.abc import Iterator
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from foveate.errors import InvalidValueError, check_positive
+from foveate.errors import InvalidValueError, check_positive, unknown
 from foveate.experiments import catalogue, folders
 from foveate.experiments.images import ImageSet, common_size
-from foveate.experiments.reading import Moments, read_images, resize
+from foveate.experiments.reading import channel_statistics, read
 from foveate.experiments.splits import by_share, hold_out
 
 __all__ = ["Data", "ImageSet", "load_data"]
 
-HELD_BYTES = 2 * 1024**3
-"""Sets whose pixels take more than this are read from their files batch by batch."""
+Splits = dict[str, ImageSet]
 
 
 @dataclass(frozen=True)
@@ -28,14 +22,14 @@ class Data:
     """A classification data set, split for training, choosing and judging.
 
     Args:
-        name: What it was asked for by.
+        name: What it is called.
         classes: Names of the classes, in the order of the labels.
         train: What the weights learn from.
         val: What checkpoints and early stops are chosen on.
-        test: What chose nothing.
+        test: What chooses nothing.
         mean: Of the training pixels in [0, 1], for each channel.
         std: Likewise.
-        in_channels: 1 for grey sets that come as such, else 3.
+        in_channels: 1 for sets that are published in grey, else 3.
         image_size: Side of the square images.
         record: Where it came from and how each split was made, ready for JSON.
         mirrors: Whether an image keeps its class in a mirror.
@@ -71,12 +65,13 @@ def load_data(
     Args:
         name: ``digits``, a torchvision set such as ``cifar10``, or a folder:
             ``train/<class>/...`` with optional ``val`` and ``test``, or ``<class>/...`` alone.
-        root: Where torchvision sets lie (``data`` if None) and named folders are looked for.
+        root: Where torchvision sets lie (``data`` if None) and folders are looked for too.
         image_size: Side of the square images: shorter side resized, then the centre. By default
             the shorter side that all images share, at most 224; else 224; 16 for ``digits``.
-        val_fraction: Share of the training images set aside for choosing, where there is no such
-            split.
-        test_fraction: Share of the training images set aside for judging, likewise, and first.
+        val_fraction: Share of the training images that is held out for choosing, where the set
+            brings no such split.
+        test_fraction: Share of the training images that is held out for judging, likewise; it is
+            taken first.
         split_seed: Seed of both.
         limit: Most images in each split, each class in proportion.
         skip_bad: Leave unreadable files out, and say so in the record.
@@ -85,30 +80,115 @@ def load_data(
     Raises:
         ValueError: If the name is unknown, the folder has no usable layout, a split cannot be
             made, or files cannot be read; the message names them.
+
+    Example:
+        >>> data = load_data("digits")
+        >>> len(data.train), len(data.val), len(data.test)
+        (1294, 144, 359)
     """
-    _check(image_size, val_fraction, test_fraction, limit)
-    classes, found, source, mirrors = _find(name, root, download)
-    fractions = {"test": test_fraction, "val": val_fraction}
-    splits, origins = _complete(found, fractions, split_seed)
+    if image_size is not None:
+        check_positive(image_size=image_size)
+    classes, found, source = _find(name, root, download)
+    splits, origins = _complete(found, test_fraction, val_fraction, split_seed)
     if limit is not None:
-        splits = {key: _limited(images, limit, split_seed) for key, images in splits.items()}
-    size = image_size or _natural_size(name, splits)
-    moments = Moments()
-    splits, skipped = _read(splits, size, skip_bad, moments)
-    _check_classes(classes, splits)
-    mean, std = moments.mean_and_std()
+        splits = _limited(splits, limit, len(classes), split_seed)
+    size = image_size or _usual_size(name, splits)
+    splits, bad = read(splits, size, skip_bad=skip_bad)
+    _check_classes(classes, splits["train"])
+    mean, std = channel_statistics(splits["train"], size)
     record = {
-        **{"name": name, "image_size": size, "classes": list(classes), "limit": limit, **source},
+        **{"name": name, **source, "classes": list(classes), "image_size": size, "limit": limit},
         "splits": {
-            key: {"images": len(images), "from": origins[key]} for key, images in splits.items()
+            split: {"images": len(images), "from": origins[split]}
+            for split, images in splits.items()
         },
-        "skipped": skipped,
-        "fingerprint": _fingerprint(classes, splits, size),
+        "skipped": {str(path): reason for path, reason in bad.items()},
+        "fingerprint": _fingerprint(splits),
     }
     return Data(
-        **{"name": name, "classes": classes, **splits, "mean": mean, "std": std},
+        name=Path(name).name,
+        classes=classes,
+        **splits,
+        mean=mean,
+        std=std,
         in_channels=len(mean),
         image_size=size,
         record=record,
-        mirrors=mirrors,
+        mirrors=name.lower() not in catalogue.UNMIRRORED,
     )
+
+
+def _find(
+    name: str, root: Path | None, download: bool
+) -> tuple[tuple[str, ...], Splits, dict[str, str]]:
+    """The classes, the splits that the set brings, and where it is from."""
+    if name == "digits":
+        return *catalogue.digits(), {"source": "scikit-learn"}
+    if (key := name.lower()) in catalogue.TORCHVISION:
+        at = (root or Path("data")).expanduser()
+        found = catalogue.from_torchvision(key, at, download=download)
+        return *found, {"source": "torchvision", "root": str(at.absolute())}
+    places = [Path(name).expanduser(), *([root.expanduser() / name] if root else [])]
+    for at in places:
+        if at.is_dir():
+            return *folders.scan(at), {"source": "folder", "root": str(at.absolute())}
+    raise InvalidValueError(
+        f"{unknown('data set', name, catalogue.NAMES)}, or a folder; no folder is at: "
+        f"{', '.join(map(str, places))}"
+    )
+
+
+def _complete(
+    found: Splits, test_fraction: float, val_fraction: float, seed: int
+) -> tuple[Splits, dict[str, str]]:
+    """Training, validation and test, held out of training where missing, and their origins."""
+    splits, origins = dict(found), dict.fromkeys(found, "given")
+    for split, fraction in (("test", test_fraction), ("val", val_fraction)):
+        if split in splits:
+            continue
+        if not 0 < fraction < 1:
+            raise InvalidValueError(f"{split}_fraction must be between 0 and 1, but got {fraction}")
+        train = splits["train"]
+        rest, held = hold_out(train.labels, fraction, seed)
+        splits[split], splits["train"] = train.take(held), train.take(rest)
+        origins[split] = f"{fraction:.3g} of train, each class in proportion, {seed=}"
+        origins["train"] = "given, less what is held out"
+    return splits, origins
+
+
+def _limited(splits: Splits, limit: int, num_classes: int, seed: int) -> Splits:
+    if limit < num_classes:
+        raise InvalidValueError(f"limit must be at least 1 image a class, but got {limit=}")
+    return {
+        split: images.take(by_share(images.labels, seed)[:limit].sort().values)
+        for split, images in splits.items()
+    }
+
+
+def _usual_size(name: str, splits: Splits) -> int:
+    if name == "digits":
+        return catalogue.DIGITS_SIZE
+    if (pixels := splits["train"].images) is not None:
+        return min(pixels.shape[-2:])
+    return common_size([path for images in splits.values() for path in images.paths])
+
+
+def _check_classes(classes: tuple[str, ...], train: ImageSet) -> None:
+    counts = train.labels.bincount(minlength=len(classes)).tolist()
+    if empty := [name for name, count in zip(classes, counts, strict=True) if not count]:
+        raise InvalidValueError(f"no training image of class '{empty[0]}' is left")
+
+
+def _fingerprint(splits: Splits) -> str:
+    """Of the labels and pixels, or of the labels, names and sizes of the files."""
+    digest = hashlib.sha256()
+    for split, images in sorted(splits.items()):
+        digest.update(f"{split} {len(images)}".encode())
+        digest.update(images.labels.numpy().tobytes())
+        if images.images is not None:
+            digest.update(images.images.numpy().data)
+            continue
+        base = os.path.commonpath(images.paths)
+        for path in images.paths:
+            digest.update(f"{os.path.relpath(path, base)} {path.stat().st_size}".encode())
+    return digest.hexdigest()
