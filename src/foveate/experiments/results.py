@@ -85,6 +85,13 @@ class RunResult(_Model):
             raise ValueError("a failed run needs a reason")
         return self
 
+    @property
+    def accuracy(self) -> float:
+        """The test accuracy of a finished run, in percent."""
+        if self.test_accuracy is None:
+            raise InvalidValueError(f"{self.mechanism} with seed {self.seed} has no test accuracy")
+        return self.test_accuracy
+
 
 class Cost(_Model):
     """What one mechanism costs in this host; ``flops`` are multiply-adds of one image."""
@@ -169,6 +176,13 @@ class Results(_Model):
         runs = (run for run in self.runs if run.mechanism == mechanism)
         done = {run.seed: run for run in runs if run.status == "finished"}
         return dict(sorted(done.items()))
+
+    def differences(self, mechanism: str) -> dict[int, float]:
+        """Accuracy less the baseline's, at each seed that both have finished."""
+        ours, theirs = self.finished(mechanism), self.finished(self.baseline)
+        return {
+            seed: ours[seed].accuracy - theirs[seed].accuracy for seed in ours if seed in theirs
+        }
 
     def failed(self) -> list[RunResult]:
         """The runs that did not come to their end."""

@@ -38,7 +38,7 @@ class _Pairs:
 
     @property
     def differences(self) -> list[float]:
-        return [_accuracy(a) - _accuracy(b) for a, b in zip(self.ours, self.theirs, strict=True)]
+        return [a.accuracy - b.accuracy for a, b in zip(self.ours, self.theirs, strict=True)]
 
     def test(self, confidence: float) -> PairedTest | None:
         enough = len(self.ours) >= MIN_PAIRS
@@ -91,12 +91,6 @@ def _pair(results: Results, ours: str, theirs: str) -> _Pairs:
     return _Pairs([a[seed] for seed in shared], [b[seed] for seed in shared], dropped)
 
 
-def _accuracy(run: RunResult) -> float:
-    if run.test_accuracy is None:
-        raise InvalidValueError(f"{run.mechanism} with seed {run.seed} has no test accuracy")
-    return run.test_accuracy
-
-
 def _correct(tests: dict[str, PairedTest | None]) -> dict[str, float]:
     ps = {key: test.p for key, test in tests.items() if test is not None}
     return dict(zip(ps, holm(list(ps.values())), strict=True))
@@ -112,7 +106,7 @@ def _compare(
     seeds = len(pairs.ours)
     comparison = Comparison(mechanism=mechanism, seeds=seeds, verdict="no verdict", explanation="")
     if seeds:
-        comparison.mean = fmean(_accuracy(run) for run in pairs.ours)
+        comparison.mean = fmean(run.accuracy for run in pairs.ours)
         comparison.difference = fmean(pairs.differences)
     if test is None or p_holm is None:
         return comparison

@@ -80,10 +80,13 @@ def _difference(row: Row) -> str:
 
 
 def _interval(row: Row) -> str:
-    if row.comparison is None or row.comparison.interval is None:
-        return MISSING
-    low, high = row.comparison.interval
-    return f"[{signed(low)}, {signed(high)}]"
+    seeds = row.comparison.interval if row.comparison else None
+    return f"[{signed(seeds[0])}, {signed(seeds[1])}]" if seeds else MISSING
+
+
+def _interval_both(row: Row) -> str:
+    both = row.comparison.interval_both if row.comparison else None
+    return f"[{signed(both[0])}, {signed(both[1])}]" if both else MISSING
 
 
 def _p(row: Row) -> str:
@@ -105,6 +108,7 @@ MECHANISM = Column("mechanism", lambda row: row.mechanism)
 ACCURACY = Column("accuracy %", _accuracy, "mean and standard deviation over seeds")
 DIFFERENCE = Column("difference to none", _difference, "percentage points, paired by seed")
 INTERVAL = Column("95 % interval", _interval, "of the difference, over seeds")
+INTERVAL_BOTH = Column("with other images", _interval_both, "over seeds and test images")
 P = Column("p (Holm)", _p, "two-sided, corrected for the number of mechanisms")
 VERDICT = Column("verdict", lambda row: row.verdict)
 SEEDS = Column("seeds needed", _seeds_needed, "to see the difference, if it is true")
@@ -117,14 +121,14 @@ WALL = Column("wall time", lambda row: duration(row.mean("wall_seconds")), "of o
 ENERGY = Column("energy", _energy, "of one run")
 
 COLUMNS = (
-    *(MECHANISM, ACCURACY, DIFFERENCE, INTERVAL, P, VERDICT, SEEDS),
+    *(MECHANISM, ACCURACY, DIFFERENCE, INTERVAL, INTERVAL_BOTH, P, VERDICT, SEEDS),
     *(PARAMETERS, FLOPS, LATENCY, MEMORY, SPEED, WALL, ENERGY),
 )
 PRIORITY = (
     *(MECHANISM, VERDICT, DIFFERENCE, ACCURACY, INTERVAL, P),
     *(PARAMETERS, LATENCY, FLOPS, SEEDS, MEMORY, SPEED, WALL, ENERGY),
 )
-"""The order in which columns are shown while the terminal has room."""
+"""The order in which a terminal shows columns while it has room; the others are for the page."""
 
 
 def columns(results: Results) -> list[Column]:
@@ -188,14 +192,10 @@ def runs_csv(results: Results) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, [*result, "difference_to_none", *cost], lineterminator="\n")
     writer.writeheader()
-    baseline = results.finished(results.baseline)
     for run in results.runs:
         line = run.model_dump(include=set(result))
-        known = results.costs.get(run.mechanism)
-        if known:
+        line["difference_to_none"] = results.differences(run.mechanism).get(run.seed)
+        if known := results.costs.get(run.mechanism):
             line |= {f"cost_{name}": value for name, value in known.model_dump().items()}
-        partner = baseline.get(run.seed)
-        if run.test_accuracy is not None and partner and partner.test_accuracy is not None:
-            line["difference_to_none"] = run.test_accuracy - partner.test_accuracy
         writer.writerow(line)
     return text.getvalue()

@@ -118,10 +118,9 @@ def inline_svg(figure: Figure, *, label: str) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'<g id="[^"]*"', "<g", text)  # repeated in every figure, and of no use
-    text = re.sub(r'(?<=<svg )|width="[\d.]+pt" ', "", text)
     text = re.sub(r' (?:width|height)="[\d.]+pt"', "", text, count=2)
     text = text.replace(f"fill: {PAPER}", "fill: none").replace(INK, "currentColor")
-    text = re.sub(r"font-family: [^;\"]*;?|'DejaVu Sans'(?:, sans-serif)?", "inherit", text)
+    text = re.sub(r"font-family: [^;\"]*;? ?", "", text)
     return text.replace("<svg", f'<svg role="img" aria-label="{_attribute(label)}"', 1)
 
 
