@@ -62,7 +62,8 @@ def accuracy_per_epoch(
                 x, rows.min(0), rows.max(0), color=looks[name].colour, alpha=0.2, linewidth=0
             )
             _mean(panel, means, name, looks, reference)
-            panel.plot(*mean_of(train[name]), ":", color=looks[name].colour, linewidth=1)
+            if name in train:
+                panel.plot(*mean_of(train[name]), ":", color=looks[name].colour, linewidth=1)
         _look_closely(next(iter(panels.values())), means)
     return figure
 
