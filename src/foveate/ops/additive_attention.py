@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_CHUNK_ELEMENTS = 1 << 20
+CHUNK_ELEMENTS = 1 << 20
 """Pair features held at once, where even a single query does not need more."""
 
 
@@ -27,11 +27,11 @@ def additive_attention(query: Tensor, key: Tensor, value: Tensor, weight: Tensor
     Returns:
         Tokens ``(B, heads, N, V)``, in the dtype of ``value``, summed in at least float32.
     """
-    return _forward(query, key, value, weight.to(query.dtype))
+    return _op(query, key, value, weight.to(query.dtype))
 
 
-@torch.library.custom_op("foveate::additive_attention", mutates_args=())
-def _forward(query: Tensor, key: Tensor, value: Tensor, weight: Tensor) -> Tensor:
+def chunked_forward(query: Tensor, key: Tensor, value: Tensor, weight: Tensor) -> Tensor:
+    """The output of :func:`additive_attention`."""
     q, k, v, w = _widened(query, key, value, weight)
     out = q.new_empty((*q.shape[:3], v.shape[3]))
     for rows in _chunks(q, k):
@@ -40,29 +40,22 @@ def _forward(query: Tensor, key: Tensor, value: Tensor, weight: Tensor) -> Tenso
     return out.to(value.dtype)
 
 
-@_forward.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, weight: Tensor) -> Tensor:
-    return value.new_empty((*query.shape[:3], value.shape[3]))
-
-
-@torch.library.custom_op("foveate::additive_attention_backward", mutates_args=())
-def _backward(
+def chunked_backward(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of all inputs of :func:`additive_attention`, from that of its output."""
     g, q, k, v, w = _widened(grad, query, key, value, weight)
     grad_q, grad_k, grad_v, grad_w = (torch.zeros_like(t) for t in (q, k, v, w))
     for rows in _chunks(q, k):
         affinity, features = _affinity(q[:, :, rows], k, w)
         grad_v += affinity.mT @ g[:, :, rows]
-        grad_affinity = g[:, :, rows] @ v.mT
-        grad_scores = affinity * (
-            grad_affinity - (affinity * grad_affinity).sum(3, keepdim=True)
-        )  # (B, heads, n, M)
+        from_values = g[:, :, rows] @ v.mT  # (B, heads, n, M)
+        grad_scores = affinity * (from_values - (affinity * from_values).sum(3, keepdim=True))
         grad_w += torch.einsum("bhnm,bhnmd->hd", grad_scores, features)
-        slope = (1 - features.square()) * w[:, None, None]  # (B, heads, n, M, D)
-        grad_pairs = grad_scores.unsqueeze(4) * slope
-        grad_q[:, :, rows] = grad_pairs.sum(3)
-        grad_k += grad_pairs.sum(2)
+        slopes = (1 - features.square()) * w[:, None, None]  # (B, heads, n, M, D)
+        grad_sums = grad_scores.unsqueeze(4) * slopes
+        grad_q[:, :, rows] = grad_sums.sum(3)
+        grad_k += grad_sums.sum(2)
     return (
         grad_q.to(query.dtype),
         grad_k.to(key.dtype),
@@ -71,7 +64,36 @@ def _backward(
     )
 
 
-@_backward.register_fake
+def _widened(*tensors: Tensor) -> tuple[Tensor, ...]:
+    wide = torch.promote_types(tensors[0].dtype, torch.float32)
+    return tuple(t.to(wide, memory_format=torch.contiguous_format) for t in tensors)
+
+
+def _chunks(query: Tensor, key: Tensor) -> Iterator[slice]:
+    """Slices of queries whose pair features with all keys fit into one chunk."""
+    step = max(1, CHUNK_ELEMENTS // key.numel())
+    return (slice(start, start + step) for start in range(0, query.shape[2], step))
+
+
+def _affinity(query: Tensor, key: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Affinities ``(B, heads, n, M)`` and the pair features ``(B, heads, n, M, D)``."""
+    features = (query.unsqueeze(3) + key.unsqueeze(2)).tanh()
+    scores = torch.einsum("bhnmd,hd->bhnm", features, weight)
+    return scores.softmax(3), features
+
+
+_op = torch.library.custom_op("foveate::additive_attention", chunked_forward, mutates_args=())
+_backward_op = torch.library.custom_op(
+    "foveate::additive_attention_backward", chunked_backward, mutates_args=()
+)
+
+
+@_op.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, weight: Tensor) -> Tensor:
+    return value.new_empty((*query.shape[:3], value.shape[3]))
+
+
+@_backward_op.register_fake
 def _(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -84,25 +106,7 @@ def _save(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
 
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-    return _backward(grad, *ctx.saved_tensors)
+    return _backward_op(grad, *ctx.saved_tensors)
 
 
-_forward.register_autograd(_differentiate, setup_context=_save)
-
-
-def _widened(*tensors: Tensor) -> tuple[Tensor, ...]:
-    wide = torch.promote_types(tensors[0].dtype, torch.float32)
-    return tuple(t.to(wide, memory_format=torch.contiguous_format) for t in tensors)
-
-
-def _chunks(query: Tensor, key: Tensor) -> Iterator[slice]:
-    """Slices of queries whose pair features with all keys fit into one chunk."""
-    step = max(1, _CHUNK_ELEMENTS // max(1, key.numel()))
-    return (slice(start, start + step) for start in range(0, query.shape[2], step))
-
-
-def _affinity(query: Tensor, key: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Affinities ``(B, heads, n, M)`` and the pair features ``(B, heads, n, M, D)``."""
-    features = (query.unsqueeze(3) + key.unsqueeze(2)).tanh()
-    scores = torch.einsum("bhnmd,hd->bhnm", features, weight)
-    return scores.softmax(3), features
+_op.register_autograd(_differentiate, setup_context=_save)

@@ -11,7 +11,7 @@ def position_attention(query: Tensor, key: Tensor, value: Tensor, *, scale: floa
 
     The memory-saving kernels want queries, keys and values of one width, with adjacent features;
     anything else silently takes a path that holds all pairs. Hence the zeros added here, which
-    change no product.
+    change no product, and no width of 1, whose stride says nothing.
 
     Args:
         query: Tokens ``(B, heads, N, D)``.
@@ -23,7 +23,7 @@ def position_attention(query: Tensor, key: Tensor, value: Tensor, *, scale: floa
         Tokens ``(B, heads, N, V)``.
     """
     dim, value_dim = query.shape[-1], value.shape[-1]
-    width = max(dim, value_dim)
+    width = max(dim, value_dim, 2)
     query, key = (F.pad(t, (0, width - dim)).contiguous() for t in (query, key))
     value = F.pad(value, (0, width - value_dim)).contiguous()
     out = F.scaled_dot_product_attention(query, key, value, scale=scale)
