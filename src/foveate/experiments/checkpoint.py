@@ -2,13 +2,13 @@
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from foveate.errors import InvalidValueError
@@ -18,12 +18,12 @@ Tensors = dict[str, Tensor]
 
 def write_text(path: Path, text: str) -> None:
     """Write a file so that a reader, or a crash, sees all of it or nothing."""
-    _replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    _replace(path, text.encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Like :func:`write_text`, for what is no text."""
-    _replace(path, lambda temporary: temporary.write_bytes(content))
+    _replace(path, content)
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
@@ -33,8 +33,7 @@ def save(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) ->
         name: tensor.detach().to("cpu", memory_format=torch.contiguous_format, copy=True)
         for name, tensor in tensors.items()
     }
-    metadata = {"state": json.dumps(state)}
-    _replace(path, lambda temporary: save_file(copies, temporary, metadata=metadata))
+    _replace(path, safetensors.torch.save(copies, metadata={"state": json.dumps(state)}))
 
 
 def load(path: Path) -> tuple[Tensors, dict[str, Any]]:
@@ -84,9 +83,10 @@ def unpack_optimizer(
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
+def _replace(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
-    write(temporary)
-    with temporary.open("rb+") as file:
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
