@@ -33,9 +33,7 @@ def plan(
 
     from foveate.insertion import make_plan
 
-    with torch.device("meta"):
-        host = build(model, size)
-        example = torch.empty(1, 3, size, size)
+    host, example = build(model, size), torch.zeros(1, 3, size, size)
     made = make_plan(
         host, mechanism, where=where, at=at, init=init, example=example, **parse_options(option)
     )

@@ -91,8 +91,7 @@ class Anatomy:
                 return Spot(at, takers[-1], "before")
             same = [p for p in at.parents if p.shape == at.shape]
             at = same[0] if len(at.parents) == len(same) == 1 else None
-        inside = next((call.name for call in ancestry(node.call)), "")
-        return Spot(node, None, reason=f"no module returns the {node.function} in '{inside}'")
+        return Spot(node, None, reason=f"the function '{node.function}' makes it, not a module")
 
     def _takes_all(self, call: Call, node: Node) -> bool:
         return bool(node.children) and all(call.contains(child) for child in node.children)
@@ -126,13 +125,13 @@ class Anatomy:
         # With a projection on the skip: the branch is the side with more layers. Sums of scales
         # (pyramids, multi-resolution fusion) have whole residual blocks on one of the sides.
         residual = Residual(node, a, b, fork)
-        if _weights(residual.path(a)) < _weights(residual.path(b)):
+        if _depth(residual.path(a)) < _depth(residual.path(b)):
             residual = Residual(node, b, a, fork)
         long, short = residual.path(residual.branch), residual.path(residual.shortcut)
         inner = {other.addition for other in earlier}
         plain = not any(n in inner for n in (*long, *short))
         plain &= not any(n.function in _SPLITS for n in short)  # sums of slices, as in Res2Net
-        is_skip = plain and _weights(short) <= 1 and _weights(long) > _weights(short)
+        is_skip = plain and _weights(short) <= 1 and _depth(long) > _depth(short)
         return residual if is_skip else None
 
     # The places
@@ -286,6 +285,10 @@ PLACES: dict[str, Callable[[Anatomy], list[Spot]]] = {
 
 def _weights(nodes: Iterable[Node]) -> int:
     return sum(node.function in _WEIGHTED for node in nodes)
+
+
+def _depth(nodes: list[Node]) -> tuple[int, int]:
+    return _weights(nodes), len(nodes)
 
 
 def _activated(node: Node) -> Node:

@@ -176,7 +176,7 @@ def make_plan(
     found, refused = _group(PLACES[where](anatomy), anatomy)
     if not found and not refused:
         raise InvalidValueError(_nothing(model, where, anatomy))
-    found, refused = _narrow(model, at, found, refused)
+    found, refused = _narrow(model, at, anatomy, found, refused)
     sites: list[Site] = []
     for (name, side), spots in found.items():
         try:
@@ -234,6 +234,7 @@ def _clash(spots: list[Spot], anatomy: Anatomy) -> str:
 def _narrow(
     model: nn.Module,
     at: At | None,
+    anatomy: Anatomy,
     found: dict[tuple[str, str], list[Spot]],
     refused: list[Refusal],
 ) -> tuple[dict[tuple[str, str], list[Spot]], list[Refusal]]:
@@ -241,12 +242,15 @@ def _narrow(
         return found, refused
     modules = dict(model.named_modules())
     kept = {key: spots for key, spots in found.items() if _matches(at, key[0], modules)}
-    left = [r for r in refused if r.name in modules and _matches(at, r.name, modules)]
-    if not kept and not left:
-        names = [name for name, _ in found]
-        shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-        raise InvalidValueError(f"{at=} matches none of the sites: {shown}")
-    return kept, left
+    left = [r for r in refused if _matches(at, r.name, modules)]
+    if kept or left:
+        return kept, left
+    named = [name for name in modules if _matches(at, name, modules)]
+    if named and not any(call.name in named for call in anatomy.calls):
+        raise InvalidValueError(f"{at=} matches '{named[0]}', which this input never reaches")
+    names = [name for name, _ in found]
+    shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+    raise InvalidValueError(f"{at=} matches none of the sites: {shown}")
 
 
 def _matches(at: At, name: str, modules: dict[str, nn.Module]) -> bool:

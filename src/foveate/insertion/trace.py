@@ -104,7 +104,7 @@ def trace(model: nn.Module, example: Any) -> Trace:
         torch.random.fork_rng(),
         torch.no_grad(),
         counter,
-        recorder,
+        recorder.recording(),
     ):
         model(*args, **kwargs)
     return Trace(recorder.nodes, recorder.ended, int(counter.get_total_flops()) // 2)

@@ -1,0 +1,190 @@
+"""Laws of insertion over hosts that nobody prepared, places and mechanisms."""
+
+import itertools
+import warnings
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import foveate
+from foveate.errors import InvalidValueError
+from foveate.insertion import PLACES, make_plan
+from handmade import HANDMADE, image
+from zoo import ZOO, batchnorm_buffers, tensors
+
+ZOO_PLACES = ("residual", "post", "stage", "conv3x3", "head", "pre")
+# Every mechanism meets several hosts and places; the full product holds on the small hosts.
+_CYCLE = dict(
+    zip(
+        itertools.product(ZOO, ZOO_PLACES),
+        itertools.cycle(foveate.list_mechanisms()),
+        strict=False,
+    )
+)
+
+
+def put(model: nn.Module, *args: object, **options: object) -> foveate.insertion.Handle | None:
+    """``insert``; None where the host has no such place, which another test looks at."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # some places refused, others taken
+        try:
+            return foveate.insert(model, *args, **options)
+        except InvalidValueError:
+            return None
+
+
+def run(model: nn.Module, args: tuple, *, training: bool) -> list[Tensor]:
+    model.train(training)
+    torch.manual_seed(1)  # the same dropout masks and skipped blocks each time
+    with torch.no_grad():
+        return tensors(model(*args))
+
+
+def state(model: nn.Module) -> tuple:
+    """All that insertion could leave behind: module tree, hooks, attributes, keys."""
+    return (
+        [(name, type(module)) for name, module in model.named_modules()],
+        [
+            (len(m._forward_hooks), len(m._forward_pre_hooks), sorted(vars(m)))
+            for m in model.modules()
+        ],
+        {name: value.clone() for name, value in model.state_dict().items()},
+    )
+
+
+def assert_same(a: list[Tensor], b: list[Tensor]) -> None:
+    assert len(a) == len(b)
+    assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def check_host(model: nn.Module, args: tuple, key: str, where: str) -> bool:
+    """Insert, compare with the bare host in both modes, remove; False without such a place."""
+    before = state(model)
+    evaluated = run(model, args, training=False)
+    trained = run(model, args, training=True)
+    buffers = batchnorm_buffers(model)
+    model.load_state_dict(before[2])
+    model.train()
+    handle = put(model, key, where=where, example=args)
+    if handle is None:
+        assert_state(state(model), before)
+        return False
+    assert all(module.training for module in handle.modules.values())
+
+    added = [name for name in model.state_dict() if name not in before[2]]
+    assert [name for name in model.state_dict() if name not in added] == list(before[2])
+    assert all(".attention" in f".{name}" for name in added)
+    loaded = model.load_state_dict(before[2], strict=False)
+    assert set(loaded.missing_keys) <= set(added)
+    assert not loaded.unexpected_keys
+
+    assert_same(run(model, args, training=False), evaluated)
+    assert_same(run(model, args, training=True), trained)
+    after = batchnorm_buffers(model)
+    assert all(torch.equal(after[name], value) for name, value in buffers.items())
+
+    assert foveate.remove(model) is model
+    model.load_state_dict(before[2])
+    assert_state(state(model), before)
+    assert_same(run(model, args, training=False), evaluated)
+    return True
+
+
+def assert_state(now: tuple, before: tuple) -> None:
+    assert now[:2] == before[:2]
+    assert list(now[2]) == list(before[2])
+    assert all(torch.equal(now[2][name], value) for name, value in before[2].items())
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_zoo(name: str) -> None:
+    torch.manual_seed(0)
+    model = ZOO[name]()
+    args = (torch.rand(2, 3, 64, 64),)
+    taken = [where for where in ZOO_PLACES if check_host(model, args, _CYCLE[name, where], where)]
+    assert {"stage", "conv3x3", "pre"} <= set(taken)
+    assert "residual" in taken or name == "squeezenet1_1"  # it has neither additions nor norms
+
+
+@pytest.mark.parametrize("key", foveate.list_mechanisms())
+@pytest.mark.parametrize("name", HANDMADE)
+def test_handmade(name: str, key: str) -> None:
+    torch.manual_seed(0)
+    model, args = HANDMADE[name](), image(name)
+    taken = [where for where in PLACES if check_host(model, args, key, where)]
+    assert {"residual", "pre", "conv", "conv3x3"} <= set(taken)
+
+
+@pytest.mark.parametrize(
+    ("name", "where", "sites"),
+    [
+        ("resnet18", "residual", 8),
+        ("resnet50", "residual", 16),
+        ("resnet50", "conv", 53),  # the count that the paper of gated channel transformation gives
+        ("resnet50", "shortcut", 4),
+        ("mobilenet_v2", "residual", 10),
+        ("vgg11_bn", "post", 8),
+        ("densenet121", "stage", 5),
+        ("efficientnet_b0", "residual", 9),
+        ("convnext_tiny", "residual", 18),
+        ("regnet_y_400mf", "residual", 16),
+        ("googlenet", "conv", 57),
+        ("fasterrcnn_resnet50_fpn.backbone", "residual", 16),  # not the sums of the pyramid
+        ("deeplabv3_resnet50", "residual", 16),
+        ("timm:resnetv2_50", "residual", 16),
+        ("timm:res2net50_26w_4s", "residual", 16),  # not the sums inside the blocks
+        ("timm:hrnet_w18_small", "residual", 23),  # not the fusion of resolutions
+        ("timm:darknet53", "residual", 23),
+        ("timm:dla34", "residual", 12),
+    ],
+)
+def test_number_of_sites(name: str, where: str, sites: int) -> None:
+    plan = make_plan(ZOO[name](), "se", where=where, example=torch.zeros(1, 3, 64, 64))
+    assert len(plan.sites) == sites
+
+
+def test_sites_of_resnet18() -> None:
+    with torch.device("meta"):
+        model = ZOO["resnet18"]()
+    where = {
+        place: make_plan(model, "se", where=place).sites[0]
+        for place in ("residual", "pre", "post", "conv", "conv3x3")
+    }
+    assert {place: f"{site.side} {site.name}" for place, site in where.items()} == {
+        "residual": "after layer1.0.bn2",
+        "pre": "before layer1.0.conv1",
+        "post": "after layer1.0",
+        "conv": "before conv1",
+        "conv3x3": "after layer1.0.conv2",
+    }
+    stages = [site.name for site in make_plan(model, "se", where="stage").sites]
+    assert stages == ["layer1.1", "layer2.1", "layer3.1", "layer4.1"]
+    assert [site.name for site in make_plan(model, "se", where="head").sites] == ["layer4.1"]
+
+
+@pytest.mark.parametrize("where", PLACES)
+def test_attention_acts_where_the_plan_says(where: str) -> None:
+    """A gate of a half at each planned site equals halving there by hand."""
+    torch.manual_seed(0)
+    model, args = HANDMADE["in_place"](), image("in_place")
+    handle = put(model, "static", where=where, example=args, init="paper")
+    if handle is None:
+        pytest.skip("the skips of this host have no module")
+    with torch.no_grad():
+        for parameter in handle.parameters():
+            parameter.zero_()  # a gate of sigmoid(0)
+    gated = run(model, args, training=False)
+    foveate.remove(model)
+    modules = dict(model.named_modules())
+    for site in handle.sites:
+        if site.side == "after":
+            modules[site.name].register_forward_hook(lambda module, args, output: output * 0.5)
+        else:
+            modules[site.name].register_forward_pre_hook(lambda module, args: (args[0] * 0.5,))
+    halved = run(model, args, training=False)
+    assert_same(gated, halved)
+    for module in modules.values():
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+    assert not torch.equal(run(model, args, training=False)[0], halved[0])
