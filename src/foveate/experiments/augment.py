@@ -46,11 +46,9 @@ PRESETS = {
 }
 AUGMENTS = tuple(PRESETS)
 
-_YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
-_GREY = _YIQ[0].expand(3, 3)
-_QUARTER_TURN = (  # of the colour, around grey
-    _YIQ.inverse() @ torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.0, -1.0], [0.0, 1.0, 0.0]]) @ _YIQ
-)
+_LUMA = torch.tensor([[0.299, 0.587, 0.114]]).expand(3, 3)
+_MEAN = torch.full((3, 3), 1 / 3)
+_QUARTER_TURN = torch.tensor([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)  # around grey
 
 
 def preset(name: str, *, mirrors: bool = True) -> Augment:
@@ -83,8 +81,9 @@ def augment(images: Tensor, how: Augment, generator: torch.Generator) -> Tensor:
         Floating ``(B, C, S, S)`` in [0, 1].
 
     Note:
-        The hue turns in the YIQ space, and the four colour changes clamp once, at the end;
-        torchvision turns it in HSV, and clamps after each change, in random order.
+        The hue turns around the grey axis of RGB, which keeps the mean of the channels, and
+        values are clamped once, at the end. torchvision turns the hue in HSV, which keeps their
+        maximum, clamps after each change, and takes the four in random order.
     """
     draws = torch.rand(len(images), 8, generator=generator)  # (B, 8)
     draws = draws.mul_(2).sub_(1).to(images.device)  # in [-1, 1)
@@ -103,16 +102,16 @@ def _jitter(pixels: Tensor, how: Augment, draws: Tensor) -> Tensor:
     gain, hue = (brightness * contrast).unsqueeze(-1), change[:, 3:]  # (B, 1, 1) each
     flat = pixels.flatten(2)  # (B, C, HW)
     if flat.shape[1] == 3:
-        grey = _GREY.to(flat)
-        colour = saturation.unsqueeze(-1) * (
-            hue.cos() * (torch.eye(3).to(flat) - grey) + hue.sin() * _QUARTER_TURN.to(flat)
-        )
-        changed = (gain * (grey + colour)) @ flat
-        mean = grey[:1] @ flat.mean(2, keepdim=True)  # (B, 1, 1)
+        luma, mean, turn = (matrix.to(flat) for matrix in (_LUMA, _MEAN, _QUARTER_TURN))
+        eye = torch.eye(3).to(flat)
+        hue_matrix = mean + hue.cos() * (eye - mean) + hue.sin() * turn  # (B, 3, 3)
+        colour = luma + saturation.unsqueeze(-1) * (eye - luma)  # (B, 3, 3)
+        changed = (gain * colour @ hue_matrix) @ flat
+        grey = luma[:1] @ flat.mean(2, keepdim=True)  # (B, 1, 1)
     else:
         changed = gain * flat
-        mean = flat.mean((1, 2), keepdim=True)  # (B, 1, 1)
-    shift = (brightness * (1 - contrast)).unsqueeze(-1) * mean
+        grey = flat.mean((1, 2), keepdim=True)  # (B, 1, 1)
+    shift = (brightness * (1 - contrast)).unsqueeze(-1) * grey
     return changed.add_(shift).clamp_(0, 1).view_as(pixels)
 
 
