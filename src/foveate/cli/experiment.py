@@ -84,7 +84,7 @@ def progress_console(as_json: bool) -> "Console":
 
 def stopped(out: Path) -> int:
     """Say how to go on after Ctrl-C; returns the exit code."""
-    typer.echo(f"stopped; the same command goes on from {out}", err=True)
+    typer.echo(f"foveate: stopped; the same command goes on from {out}", err=True)
     return 130
 
 

@@ -17,13 +17,18 @@ Tensors = dict[str, Tensor]
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader, or a crash, sees all of it or nothing."""
-    _replace(path, text.encode())
+    """Like :func:`write_bytes`, in UTF-8."""
+    write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Like :func:`write_text`, for what is no text."""
-    _replace(path, content)
+    """Write a file so that a reader, or a crash, sees all of it or nothing."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
@@ -33,7 +38,7 @@ def save(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) ->
         name: tensor.detach().to("cpu", memory_format=torch.contiguous_format, copy=True)
         for name, tensor in tensors.items()
     }
-    _replace(path, safetensors.torch.save(copies, metadata={"state": json.dumps(state)}))
+    write_bytes(path, safetensors.torch.save(copies, metadata={"state": json.dumps(state)}))
 
 
 def load(path: Path) -> tuple[Tensors, dict[str, Any]]:
@@ -81,12 +86,3 @@ def unpack_optimizer(
         index, _, name = key.partition(".")
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-
-
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)

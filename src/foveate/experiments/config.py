@@ -1,7 +1,5 @@
 """What a run or a comparison is, as values that are checked, saved and read back."""
 
-import hashlib
-import json
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -17,9 +15,8 @@ from pydantic import (
 
 from foveate.errors import check_choice
 from foveate.experiments.augment import AUGMENTS
-from foveate.experiments.results import BASELINE, CONTROLS
+from foveate.experiments.results import BASELINE
 
-_Control = Literal["none", "static"]
 _Count = Annotated[int, Field(ge=1, strict=True)]
 _Whole = Annotated[int, Field(ge=0, strict=True)]
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -178,27 +175,23 @@ class RunConfig(_Experiment):
             del settings["recipe"][name]
         return settings
 
-    def fingerprint(self, data: str) -> str:
-        """Hash of :meth:`identity` and of the fingerprint of the data."""
-        text = json.dumps([self.identity(), data], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
-
 
 class CompareConfig(_Experiment):
     """A grid of runs: mechanisms and controls by seeds, all else equal."""
 
     mechanisms: _Mechanisms = tuple(MechanismConfig(key=key) for key in ("se", "cbam"))
-    controls: tuple[_Control, ...] = CONTROLS
+    controls: tuple[Literal["none", "static"], ...] = ("none", "static")
     where: str | None = None
     at: str | None = None
     init: str = "identity"
     seeds: _Seeds = (0, 1, 2)
     out: Path = Path("foveate-compare")
 
-    @field_validator("controls")
+    @field_validator("controls", mode="before")
     @classmethod
-    def _with_baseline(cls, controls: tuple[_Control, ...]) -> tuple[_Control, ...]:
-        return (BASELINE, *(control for control in controls if control != BASELINE))
+    def _with_baseline(cls, controls: Any) -> Any:
+        listed = isinstance(controls, list | tuple)
+        return [BASELINE, *(c for c in controls if c != BASELINE)] if listed else controls
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:

@@ -27,7 +27,7 @@ class Recorder:
         """Note optimiser steps that are done, and the means of the epoch so far."""
         for row in rows:
             self._journal.write(row)
-            self._tracker.log(row["step"], {"train/loss": row["loss"], "lr": row["lr"]})
+            self._tracker.log(row["step"], {"step/loss": row["loss"], "step/lr": row["lr"]})
         self._watcher.advance(
             len(rows),
             loss=state.loss_sum / state.seen,

@@ -1,0 +1,48 @@
+"""A network, data and runs that take a second, for tests of the loop around them."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from foveate.experiments.config import RunConfig
+from foveate.experiments.configfile import parse
+from foveate.experiments.data import Data, load_data
+from foveate.experiments.processes import launch
+from foveate.experiments.progress import Watcher
+from foveate.experiments.results import RunResult
+from foveate.experiments.run import run
+
+RECIPE = {"epochs": 2, "batch_size": 16, "tracker": "none", "accelerator": "cpu"}
+
+
+def net(num_classes: int, in_channels: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Sequential(nn.Conv2d(in_channels, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU()),
+        nn.Sequential(nn.Conv2d(8, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU()),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Dropout(0.3),
+        nn.Linear(16, num_classes),
+    )
+
+
+@functools.cache
+def digits() -> Data:
+    return load_data("digits", limit=100)
+
+
+def config(mechanism: Any = "se", seed: int = 0, **recipe: Any) -> RunConfig:
+    values = {
+        "data": {"name": "digits", "limit": 100},
+        "host": "tiny:net",
+        "mechanism": mechanism,
+        "seed": seed,
+        "recipe": {**RECIPE, **recipe},
+    }
+    return parse(RunConfig, values)
+
+
+def train(chosen: RunConfig, folder: Path, **options: Any) -> RunResult:
+    return run(chosen, digits(), folder, launch(chosen.recipe), Watcher(), **options)
