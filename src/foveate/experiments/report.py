@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from foveate import figures
 from foveate.experiments.checkpoint import write_bytes, write_text
 from foveate.experiments.results import BASELINE, CONTROLS, STATIC, Results, Site
-from foveate.experiments.tables import columns, rows, runs_csv
+from foveate.experiments.tables import MECHANISM, VERDICTS, cost_columns, rows, runs_csv
 from foveate.experiments.units import signed
 
 LISTED = 60
@@ -70,7 +70,7 @@ def render(results: Results, illustrations: list[Illustration]) -> str:
     return environment.get_template("report.html.j2").render(
         results=results,
         answers=answers(results),
-        columns=columns(results),
+        tables={"Verdicts": VERDICTS, "Costs": (MECHANISM, *cost_columns(results))},
         rows=rows(results),
         illustrations=illustrations,
         seeds=seeds,

@@ -138,6 +138,11 @@ class Comparison(_Model):
     seeds_needed: int | None = None
     explanation: str
 
+    @property
+    def is_control(self) -> bool:
+        """Whether it is of a control, which is compared but not a candidate."""
+        return self.mechanism in CONTROLS
+
 
 class Results(_Model):
     """Everything that a comparison leaves behind, ready for the report."""

@@ -25,7 +25,7 @@ from foveate.experiments.results import (
     RunResult,
     Verdict,
 )
-from foveate.experiments.units import p_value, signed
+from foveate.experiments.units import at_most, p_value, signed
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ def compare_to_baseline(results: Results, *, confidence: float = 0.95) -> list[C
     A seed that either side lacks is dropped, and said. P-values are corrected by Holm over all
     mechanisms, the control ``static`` included, and the verdict is of the corrected ones at
     ``1 - confidence``; fewer than 3 pairs give no verdict. Those against ``static`` are a family
-    of their own.
+    of their own. The seeds needed are those of a test at ``1 - confidence`` over the number of
+    mechanisms, which no corrected test asks more than.
 
     Args:
         results: The runs; its ``comparisons`` are not read.
@@ -75,7 +76,8 @@ def compare_to_baseline(results: Results, *, confidence: float = 0.95) -> list[C
     comparisons = []
     for key in mechanisms:
         static = to_static.get(key)
-        comparison = _compare(key, pairs[key], tests[key], corrected.get(key), confidence)
+        p_holm, family = corrected.get(key), len(corrected)
+        comparison = _compare(key, pairs[key], tests[key], p_holm, family, confidence)
         comparison.difference_to_static = static.difference if static else None
         comparison.p_static_holm = static_corrected.get(key)
         comparison.explanation = _explain(comparison, pairs[key].dropped, confidence)
@@ -101,6 +103,7 @@ def _compare(
     pairs: _Pairs,
     test: PairedTest | None,
     p_holm: float | None,
+    family: int,
     confidence: float,
 ) -> Comparison:
     seeds = len(pairs.ours)
@@ -114,7 +117,7 @@ def _compare(
     comparison.interval_both = _interval_over_both(pairs, confidence)
     comparison.p, comparison.p_holm, comparison.effect_size = test.p, p_holm, test.effect_size
     comparison.verdict = _verdict(test.difference, p_holm, 1 - confidence)
-    comparison.seeds_needed = pairs_needed(pairs.differences, alpha=1 - confidence)
+    comparison.seeds_needed = pairs_needed(pairs.differences, alpha=(1 - confidence) / family)
     return comparison
 
 
@@ -198,10 +201,8 @@ def _explain_unclear(comparison: Comparison, confidence: float) -> str:
     if comparison.interval and not comparison.interval[0] <= 0 <= comparison.interval[1]:
         text += " Its interval excludes zero, but only before the correction for many mechanisms."
     if comparison.seeds_needed:
-        text += (
-            f" If the true difference is as large as this one, about"
-            f" {comparison.seeds_needed:,} seeds would show it."
-        )
+        count = at_most(comparison.seeds_needed).replace(">", "more than ")
+        text += f" If the true difference is as large as this one, {count} seeds would show it."
     return text
 
 

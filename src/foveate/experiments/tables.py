@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from foveate.experiments.results import BASELINE, CONTROLS, Comparison, Cost, Results, RunResult
-from foveate.experiments.units import MISSING, duration, milliseconds, p_value, si, signed
+from foveate.experiments.units import MISSING, at_most, duration, milliseconds, p_value, si, signed
 
 COLOURS = {"better": "bold green", "worse": "bold red", "no verdict": "yellow"}
 
@@ -89,6 +89,13 @@ def _interval_both(row: Row) -> str:
     return f"[{signed(both[0])}, {signed(both[1])}]" if both else MISSING
 
 
+def _added(row: Row) -> str:
+    if row.cost is None:
+        return MISSING
+    added = row.cost.added_parameters
+    return f"{si(added)} ({100 * added / max(1, row.cost.parameters - added):.1f} %)"
+
+
 def _p(row: Row) -> str:
     return p_value(row.comparison.p_holm) if row.comparison else MISSING
 
@@ -97,7 +104,7 @@ def _seeds_needed(row: Row) -> str:
     comparison = row.comparison
     if comparison is None or comparison.seeds_needed is None or row.verdict in ("better", "worse"):
         return MISSING
-    return f"{comparison.seeds_needed:,}"
+    return at_most(comparison.seeds_needed)
 
 
 def _energy(row: Row) -> str:
@@ -113,6 +120,7 @@ P = Column("p (Holm)", _p, "two-sided, corrected for the number of mechanisms")
 VERDICT = Column("verdict", lambda row: row.verdict)
 SEEDS = Column("seeds needed", _seeds_needed, "to see the difference, if it is true")
 PARAMETERS = Column("params", lambda row: si(getattr(row.cost, "parameters", None)))
+ADDED = Column("added params", _added, "and share of the host's")
 FLOPS = Column("FLOPs", lambda row: si(getattr(row.cost, "flops", None)), "multiply-adds, an image")
 LATENCY = Column("latency", lambda row: milliseconds(getattr(row.cost, "latency_ms", None)))
 MEMORY = Column("peak memory", lambda row: si(getattr(row.cost, "peak_memory_bytes", None), "B"))
@@ -120,10 +128,8 @@ SPEED = Column("train images/s", lambda row: si(row.mean("images_per_second")))
 WALL = Column("wall time", lambda row: duration(row.mean("wall_seconds")), "of one run")
 ENERGY = Column("energy", _energy, "of one run")
 
-COLUMNS = (
-    *(MECHANISM, ACCURACY, DIFFERENCE, INTERVAL, INTERVAL_BOTH, P, VERDICT, SEEDS),
-    *(PARAMETERS, FLOPS, LATENCY, MEMORY, SPEED, WALL, ENERGY),
-)
+VERDICTS = (MECHANISM, ACCURACY, DIFFERENCE, INTERVAL, INTERVAL_BOTH, P, VERDICT, SEEDS)
+COSTS = (PARAMETERS, ADDED, FLOPS, LATENCY, MEMORY, SPEED, WALL, ENERGY)
 PRIORITY = (
     *(MECHANISM, VERDICT, DIFFERENCE, ACCURACY, INTERVAL, P),
     *(PARAMETERS, LATENCY, FLOPS, SEEDS, MEMORY, SPEED, WALL, ENERGY),
@@ -131,10 +137,10 @@ PRIORITY = (
 """The order in which a terminal shows columns while it has room; the others are for the page."""
 
 
-def columns(results: Results) -> list[Column]:
-    """All columns, but no energy where nothing could read it."""
+def cost_columns(results: Results) -> list[Column]:
+    """The columns of cost, but no energy where nothing could read it."""
     readable = any(run.energy_joules is not None for run in results.runs)
-    return [column for column in COLUMNS if readable or column is not ENERGY]
+    return [column for column in COSTS if readable or column is not ENERGY]
 
 
 def verdict_table(results: Results, *, width: int | None = None) -> Table:
@@ -152,7 +158,8 @@ def verdict_table(results: Results, *, width: int | None = None) -> Table:
         show_edge=False,
         padding=(0, 1, 0, 0),
     )
-    shown = _fitting(columns(results), listed, Console().width if width is None else width)
+    available = [*VERDICTS, *cost_columns(results)]
+    shown = _fitting(available, listed, Console().width if width is None else width)
     for column in shown:
         side: Literal["left", "right"] = "left" if column in (MECHANISM, VERDICT) else "right"
         table.add_column("\n".join(_header(column, listed)), justify=side, no_wrap=True)

@@ -69,6 +69,16 @@ def signed(value: float | None) -> str:
     return f"{rounded:+.2f}" if rounded else "0.00"
 
 
+def at_most(count: int, limit: int = 1000) -> str:
+    """A count that is not worth telling apart beyond a limit.
+
+    Example:
+        >>> at_most(31), at_most(14_732)
+        ('31', '>1,000')
+    """
+    return f"{count:,}" if count <= limit else f">{limit:,}"
+
+
 def p_value(p: float | None) -> str:
     """A p-value, never as zero.
 

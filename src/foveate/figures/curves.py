@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 from numpy.typing import NDArray
 
 from foveate.figures.style import GREY, Look, new_figure, plain, style
@@ -37,6 +38,9 @@ def loss_per_step(
         figure, panels = _panels(runs, "optimiser step", "training loss")
         for name, panel in panels.items():
             panel.set_yscale("log")
+            panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7), numticks=7))
+            panel.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            panel.yaxis.set_minor_locator(NullLocator())
             for curve in runs[name]:
                 stride = -(-len(curve.x) // max(1, RAW_POINTS // drawn))
                 x, y = curve.x[::stride], curve.y[::stride]
@@ -104,6 +108,8 @@ def _panels(names: Iterable[str], xlabel: str, ylabel: str) -> tuple[Figure, dic
     for cell, key in zip(cells, keys, strict=False):
         plain(cell)
         cell.set_title(key, loc="left", fontweight="bold")
+        cell.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
+        cell.xaxis.set_major_formatter(EngFormatter(sep=""))
     for cell in cells[max(0, len(keys) - columns) : len(keys)]:
         cell.tick_params(labelbottom=True)
     figure.supxlabel(xlabel, fontsize="medium")
@@ -118,9 +124,10 @@ def _mean(
     looks: Mapping[str, Look],
     reference: str,
 ) -> None:
-    if reference in means and name != reference:
-        panel.plot(*means[reference], color=GREY, linewidth=1.2)
-    panel.plot(*means[name], color=looks[name].colour, linewidth=1.6)
+    for key, colour, width in ((reference, GREY, 1.2), (name, looks[name].colour, 1.6)):
+        if key in means:
+            x, y = means[key]
+            panel.plot(x, y, color=colour, linewidth=width, marker="o" if len(x) == 1 else "")
 
 
 def _look_closely(panel: Axes, means: Mapping[str, tuple[Array, Array]]) -> None:
