@@ -26,7 +26,7 @@ def has_batch_norm(case: Case) -> bool:
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 every_default = pytest.mark.parametrize("case", DEFAULTS, ids=lambda case: case.id)
 every_normalised = pytest.mark.parametrize(
-    "case", filter(has_batch_norm, CASES), ids=lambda case: case.id
+    "case", [case for case in CASES if has_batch_norm(case)], ids=lambda case: case.id
 )
 both_inits = pytest.mark.parametrize("init", INITS)
 
