@@ -207,8 +207,9 @@ def _published(name: str, entry: _Entry) -> Mapping[str, Tensor]:
     try:
         return entry.weights()
     except Exception as error:  # each publisher's client fails in its own way without a network
+        reason = str(error).partition("\n")[0]
         raise InvalidValueError(
-            f"the published weights of '{name}' cannot be fetched ({error}); give a file instead"
+            f"the published weights of '{name}' cannot be fetched ({reason}); give a file instead"
         ) from error
 
 

@@ -34,7 +34,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     try:
         return load_file(path) if path.suffix == ".safetensors" else _read_torch(path)
     except Exception as error:  # whatever a reader raises on foreign bytes
-        raise InvalidValueError(f"'{path}' holds no weights that can be read: {error}") from error
+        reason = str(error).partition("\n")[0]
+        raise InvalidValueError(f"'{path}' holds no weights that can be read: {reason}") from error
 
 
 def _read_torch(path: Path) -> dict[str, Tensor]:
