@@ -37,15 +37,13 @@ def loss_per_step(
     with style():
         figure, panels = _panels(runs, "optimiser step", "training loss")
         for name, panel in panels.items():
-            panel.set_yscale("log")
-            panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7), numticks=7))
-            panel.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-            panel.yaxis.set_minor_locator(NullLocator())
             for curve in runs[name]:
                 stride = -(-len(curve.x) // max(1, RAW_POINTS // drawn))
                 x, y = curve.x[::stride], curve.y[::stride]
                 panel.plot(x, y, color=looks[name].colour, linewidth=0.5, alpha=0.25)
             _mean(panel, means, name, looks, reference)
+        losses = [loss for curves in runs.values() for curve in curves for loss in curve.y]
+        _scale(next(iter(panels.values())), losses)
     return figure
 
 
@@ -128,6 +126,18 @@ def _mean(
         if key in means:
             x, y = means[key]
             panel.plot(x, y, color=colour, linewidth=width, marker="o" if len(x) == 1 else "")
+
+
+def _scale(panel: Axes, values: Sequence[float]) -> None:
+    """A logarithmic axis where the values span enough of it, with labels that have room."""
+    low, high = min(values), max(values)
+    if low <= 0 or high / low < 4:
+        return
+    subs = (1, 2, 5) if high / low < 30 else (1, 3) if high / low < 1000 else (1,)
+    panel.set_yscale("log")
+    panel.yaxis.set_major_locator(LogLocator(subs=subs))
+    panel.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    panel.yaxis.set_minor_locator(NullLocator())
 
 
 def _look_closely(panel: Axes, means: Mapping[str, tuple[Array, Array]]) -> None:
