@@ -166,6 +166,17 @@ def test_trains_on_a_batch_of_one(case: Case, init: str, side: int) -> None:
 
 
 @every_case
+@pytest.mark.parametrize("training", [False, True])
+def test_an_empty_map_is_no_trap(case: Case, training: bool) -> None:
+    module = case.randomised(16, init="identity").train(training)
+    x = torch.zeros(2, 16, 5, 4, dtype=torch.float64, requires_grad=True)
+    y = module(x)
+    y.sum().backward()
+    assert y.isfinite().all()
+    assert all(t.grad.isfinite().all() for t in (x, *module.parameters()))
+
+
+@every_case
 @pytest.mark.parametrize("channels", [1, 3, 17])
 def test_takes_any_number_of_channels(case: Case, channels: int) -> None:
     x = random_map(2, channels, 5, 4)
@@ -255,6 +266,14 @@ def test_compiles_with_its_gradients(case: Case) -> None:
         torch.testing.assert_close(
             gradient, expected[name.removeprefix("_orig_mod.")], **TOLERANCES[torch.float64]
         )
+
+
+def test_compiles_to_machine_code() -> None:
+    torch.compiler.reset()
+    (case,) = (case for case in DEFAULTS if case.key == "se")
+    module, x = case.randomised(16, init="identity"), random_map(2, 16, 7, 5)
+    compiled = torch.compile(module, fullgraph=True)
+    torch.testing.assert_close(compiled(x), module(x), **TOLERANCES[torch.float64])
 
 
 @every_case

@@ -109,7 +109,7 @@ class Mixer(Attention):
 
     def maps(self, x: Tensor) -> dict[str, Tensor]:
         """``"added"``: length of the added vector at each position, ``(B, 1, H, W)``."""
-        return {"added": (self(x) - x).norm(dim=1, keepdim=True)}
+        return {"added": torch.linalg.vector_norm(self(x) - x, dim=1, keepdim=True)}
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.added(x)

@@ -27,7 +27,7 @@ def _lse(x: Tensor) -> Tensor:
 
 
 def _lp(x: Tensor) -> Tensor:
-    return x.norm(dim=(2, 3), keepdim=True)
+    return torch.linalg.vector_norm(x, dim=(2, 3), keepdim=True)
 
 
 POOLINGS: dict[str, tuple[Callable[[Tensor], Tensor], ...]] = {
