@@ -33,10 +33,12 @@ def digits() -> Data:
     return load_data("digits", limit=100)
 
 
-def config(mechanism: Any = "se", seed: int = 0, **recipe: Any) -> RunConfig:
+def config(
+    mechanism: Any = "se", seed: int = 0, host: str = "tiny:net", **recipe: Any
+) -> RunConfig:
     values = {
         "data": {"name": "digits", "limit": 100},
-        "host": "tiny:net",
+        "host": host,
         "mechanism": mechanism,
         "seed": seed,
         "recipe": {**RECIPE, **recipe},
@@ -46,3 +48,14 @@ def config(mechanism: Any = "se", seed: int = 0, **recipe: Any) -> RunConfig:
 
 def train(chosen: RunConfig, folder: Path, **options: Any) -> RunResult:
     return run(chosen, digits(), folder, launch(chosen.recipe), Watcher(), **options)
+
+
+def plain(num_classes: int, in_channels: int) -> nn.Module:
+    """Without anything that depends on the other images of a batch, or on chance."""
+    return nn.Sequential(
+        nn.Conv2d(in_channels, 8, 3, 2, 1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(32, num_classes),
+    )

@@ -1,12 +1,13 @@
 """The table of mechanisms: a name for each class, and nothing else."""
 
 import fnmatch
+import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from torch import nn
 
-from foveate.errors import unknown
+from foveate.errors import InvalidTypeError, unknown
 
 _MECHANISMS: dict[str, type[nn.Module]] = {}
 _Class = TypeVar("_Class", bound=type[nn.Module])
@@ -56,7 +57,12 @@ def create(key: str, channels: int, **options: Any) -> nn.Module:
         >>> create("se", 64, reduction=16)
         SqueezeExcitation(64, reduction=16, bias=True)
     """
-    return get_mechanism(key)(channels, **options)
+    chosen = get_mechanism(key)
+    accepted = [name for name in inspect.signature(chosen).parameters if name != "channels"]
+    for name in options:
+        if name not in accepted:
+            raise InvalidTypeError(str(unknown(f"option of {key}", name, accepted)))
+    return chosen(channels, **options)
 
 
 def list_mechanisms(pattern: str = "*") -> list[str]:

@@ -62,7 +62,7 @@ def settings(context: typer.Context, paths: Mapping[str, str]) -> dict[str, Any]
         context: Holds the options of the command.
         paths: Where in the configuration the options go that are the command's own.
     """
-    require("pydantic", extra="train")
+    require("yaml", extra="train")
     from foveate.experiments.configfile import merged, read_yaml
 
     given = {name: value for name, value in context.params.items() if value is not None}
@@ -86,6 +86,12 @@ def stopped(out: Path) -> int:
     """Say how to go on after Ctrl-C; returns the exit code."""
     typer.echo(f"foveate: stopped; the same command goes on from {out}", err=True)
     return 130
+
+
+def failed(reason: str) -> int:
+    """Say why there is no result; returns the exit code."""
+    typer.echo(f"foveate: {reason}", err=True)
+    return 1
 
 
 def _setting(word: str) -> dict[str, Any]:

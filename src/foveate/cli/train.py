@@ -54,12 +54,15 @@ def train(
     from foveate.experiments.interrupt import Interrupted
     from foveate.experiments.progress import watch
     from foveate.experiments.run import run_alone
+    from foveate.experiments.train import DivergedError
 
     with watch(options.progress_console(as_json)) as watcher:
         try:
             result = run_alone(parse(RunConfig, values), out, watcher)
         except Interrupted:
             return options.stopped(out)
+        except DivergedError as error:
+            return options.failed(str(error))
     if as_json:
         print(result.model_dump_json(indent=2))
     else:

@@ -98,13 +98,17 @@ def _order(config: CompareConfig) -> Iterator[RunConfig]:
 
 def _attempt(grid: Grid, cell: RunConfig, fabric: Fabric, watcher: Watcher) -> RunResult:
     folder = grid.folder(cell)
+    log = folder / "error.txt"
     try:
-        return run(cell, grid.data, folder, fabric, watcher)
+        result = run(cell, grid.data, folder, fabric, watcher)
+        log.unlink(missing_ok=True)
+        return result
     except UserError:
         raise
     except Exception as error:  # of any kind: a night of runs must not end with one of them
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        checkpoint.write_text(folder / "error.txt", traceback.format_exc())
+        folder.mkdir(parents=True, exist_ok=True)
+        checkpoint.write_text(log, traceback.format_exc())
         result = RunResult(mechanism=cell.label, seed=cell.seed, status="failed", reason=reason)
         write_result(folder, result)
         watcher.end_run(f"failed: {reason}")
