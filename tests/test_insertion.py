@@ -234,7 +234,7 @@ def test_what_cannot_be_a_host() -> None:
         make_plan(nn.Linear(3, 3), "se")
     with pytest.raises(ValueError, match="SqueezeNet has no place 'residual'; it has: pre"):
         make_plan(torchvision.models.squeezenet1_1(), "se", where="residual")
-    with pytest.raises(ValueError, match="'body.unused', which this input never reaches"):
+    with pytest.raises(ValueError, match=r"'body\.unused', which this input never reaches"):
         make_plan(host("unused_branch"), "se", where="residual", at="body.unused")
     flat = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Flatten())
     with pytest.raises(ValueError, match="has no place 'post'"):
@@ -269,3 +269,38 @@ def test_too_few_channels_names_the_site() -> None:
     plan = make_plan(host("sequential"), "mhsa", where="conv", num_heads=8)
     assert [(r.name, "3" in r.reason and "8" in r.reason) for r in plan.refused] == [("0", True)]
     assert [site.name for site in plan.sites] == ["4"]
+
+
+PUBLISHED = {  # the totals of the papers' models, one row a depth; bias and no bias for `se`
+    "resnet18": (11_778_592, 11_776_552, 11_779_392, 11_689_512 + 44),
+    "resnet34": (21_958_868, 21_954_856, 21_960_468, 21_797_672 + 72),
+    "resnet50": (28_088_024, 28_071_976, 28_089_624, 25_557_032 + 80),
+    "resnet101": (49_326_872, 49_292_328, 49_330_172, None),
+}
+# The kernels of the released ECA models, by stage; the rule on block widths gives others.
+ECA_KERNELS = {"resnet18": (3, 5, 7, 7), "resnet34": (3, 3, 5, 7), "resnet50": (3, 5, 5, 7)}
+
+
+def total(name: str, *insertions: tuple[str, dict]) -> int:
+    with torch.device("meta"):
+        model = torchvision.models.get_model(name)
+    for key, options in insertions:
+        foveate.insert(model, key, where="residual", init="paper", **options)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameters_of_the_published_models(name: str) -> None:
+    se, se_without_bias, cbam, eca = PUBLISHED[name]
+    assert total(name, ("se", {})) == se
+    assert total(name, ("se", {"bias": False})) == se_without_bias
+    assert total(name, ("cbam", {})) == cbam
+    if eca is not None:
+        stages = enumerate(ECA_KERNELS[name], start=1)
+        kernels = [("eca", {"at": f"layer{i}", "kernel_size": k}) for i, k in stages]
+        assert total(name, *kernels) == eca
+    blocks = {"resnet18": (2, 2, 2, 2), "resnet101": (3, 4, 23, 3)}.get(name, (3, 4, 6, 3))
+    rule = (5, 5, 5, 7) if name in ("resnet50", "resnet101") else (3, 5, 5, 5)
+    host = sum(parameter.numel() for parameter in torchvision.models.get_model(name).parameters())
+    by_rule = sum(count * kernel for count, kernel in zip(blocks, rule, strict=True))
+    assert total(name, ("eca", {})) == host + by_rule

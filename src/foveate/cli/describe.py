@@ -3,7 +3,7 @@
 import inspect
 import sys
 
-from foveate import get_mechanism
+from foveate import get_mechanism, list_mechanisms
 
 
 def summary(key: str) -> str:
@@ -25,3 +25,12 @@ def options(key: str) -> dict[str, object]:
         for name, parameter in parameters.items()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
     }
+
+
+def mechanism_table() -> str:
+    """The mechanisms as a Markdown table, as the README shows it."""
+    rows = ["| key | what it does | paper | place |", "| --- | --- | --- | --- |"]
+    for key in list_mechanisms():
+        place = getattr(get_mechanism(key), "place", "residual")
+        rows.append(f"| `{key}` | {summary(key)} | {citation(key)} | `{place}` |")
+    return "\n".join(rows)

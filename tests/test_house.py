@@ -1,0 +1,105 @@
+"""The house: what importing costs, what is public, and what the project promises about itself."""
+
+import ast
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import foveate
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted((ROOT / "src" / "foveate").rglob("*.py"))
+HEAVY = (
+    *("torchvision", "timm", "matplotlib", "lightning_fabric", "pydantic", "scipy", "sklearn"),
+    *("rich", "typer", "jinja2", "yaml", "tensorboard", "torchmetrics", "safetensors", "PIL"),
+)
+
+
+def fresh(code: str) -> str:
+    """What a new interpreter prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    return done.stdout.strip()
+
+
+def loaded_by(statement: str) -> set[str]:
+    return set(fresh(f"import sys; {statement}; print(' '.join(sys.modules))").split())
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import foveate",
+        "import foveate; foveate.create('cbam', 64); foveate.list_mechanisms()",
+        "import foveate; foveate.insert; foveate.remove; foveate.plan",
+    ],
+)
+def test_import_needs_torch_only(statement: str) -> None:
+    # What torch itself loads (it looks for some of these where they are installed) is not ours.
+    assert not (loaded_by(statement) - loaded_by("import torch")) & set(HEAVY)
+
+
+def test_this_test_can_fail() -> None:
+    assert "pydantic" in loaded_by("import foveate.experiments.config") - loaded_by("import torch")
+
+
+def test_public_names_are_these() -> None:
+    assert foveate.__all__ == [
+        *("create", "get_mechanism", "insert", "list_mechanisms", "plan", "profile", "remove"),
+    ]
+    assert set(foveate.__all__) <= set(dir(foveate))
+    with pytest.raises(AttributeError, match="has no attribute 'isnert'"):
+        foveate.isnert  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("name", "signature"),
+    [
+        ("create", "(key, channels, **options)"),
+        ("list_mechanisms", "(pattern='*')"),
+        ("remove", "(model)"),
+        ("profile", "(model, images, *, repeats=20)"),
+        (
+            "plan",
+            "(model, mechanism, *, where=None, at=None, init='identity', example=None, **options)",
+        ),
+        (
+            "insert",
+            "(model, mechanism, *, where=None, at=None, init='identity', example=None, "
+            "optimizer=None, **options)",
+        ),
+    ],
+)
+def test_signatures_are_these(name: str, signature: str) -> None:
+    found = inspect.signature(getattr(foveate, name))
+    bare = [p.replace(annotation=inspect.Parameter.empty) for p in found.parameters.values()]
+    shown = str(found.replace(parameters=bare, return_annotation=inspect.Signature.empty))
+    assert shown == signature
+
+
+def test_version_is_the_one_of_the_package() -> None:
+    text = (ROOT / "pyproject.toml").read_text()
+    assert re.search(r'^version = "(.*)"$', text, re.MULTILINE)[1] == foveate.__version__
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT / "src")))
+def test_files_are_short_and_say_what_they_are(path: Path) -> None:
+    text = path.read_text()
+    assert ast.get_docstring(ast.parse(text)), "no docstring"
+    assert len(text.splitlines()) <= 400
+
+
+def test_constraints_pin_every_dependency() -> None:
+    pinned = {
+        line.split("==")[0].lower().replace("_", "-")
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if "==" in line
+    }
+    text = (ROOT / "pyproject.toml").read_text()
+    wanted = re.findall(r'"([a-zA-Z][\w-]*)(?:\[\w+\])?>=', text)
+    assert {name.lower() for name in wanted if name != "hatchling"} <= pinned
