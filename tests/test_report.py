@@ -192,6 +192,15 @@ def test_verdict_table_fits_the_terminal_whole(width: int) -> None:
         assert f"{comparison.difference:+.2f}" in row
 
 
+def test_long_names_of_any_script_leave_the_verdict_readable() -> None:
+    long = "通道注意力 with a reduction of 4"
+    results = compared(realistic(["none", "se", long], seeds=3, epochs=1))
+    for width in (60, 80):
+        printed = lines(results, width)
+        assert max(cell_len(line.rstrip()) for line in printed) <= width
+        assert any(line.startswith(long) and "not distinguishable" in line for line in printed)
+
+
 def test_narrow_terminals_drop_the_costs_and_wide_ones_show_all() -> None:
     results = compared(realistic(NAMES, seeds=5, epochs=1))
     narrow, usual, wide = (" ".join(lines(results, width)) for width in (80, 100, 200))

@@ -6,7 +6,6 @@ from pathlib import Path
 import jinja2
 import yaml
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
 from foveate import figures
 from foveate.experiments.checkpoint import write_bytes, write_text
@@ -25,7 +24,7 @@ class Illustration:
     name: str
     title: str
     caption: str
-    figure: Figure
+    figure: figures.Figure
 
     @property
     def inline(self) -> Markup:
@@ -77,7 +76,7 @@ def render(results: Results, illustrations: list[Illustration]) -> str:
         accuracies={key: results.finished(key) for key in results.mechanisms},
         differences={key: results.differences(key) for key in results.mechanisms},
         sites=sites(results),
-        images=test_images(results),
+        images=images_tested(results),
         config=yaml.safe_dump(results.config, sort_keys=False, allow_unicode=True),
         signed=signed,
         listed=LISTED,
@@ -108,7 +107,7 @@ def sites(results: Results) -> list[tuple[str, list[Site]]]:
     return [(", ".join(names), places) for names, places in shared]
 
 
-def test_images(results: Results) -> int | None:
+def images_tested(results: Results) -> int | None:
     """How many images decide the accuracy."""
     counted = (len(run.test_correct) for run in results.runs if run.test_correct)
     return next(counted, None)
@@ -167,13 +166,14 @@ def _costs(results: Results, looks: Looks) -> Illustration | None:
         return None
     axes = [
         figures.CostAxis("parameters"),
-        figures.CostAxis("FLOPs (multiply-adds) of an image"),
+        figures.CostAxis("FLOPs of an image"),
         figures.CostAxis("latency of an image", "s"),
     ]
     return Illustration(
         "accuracy-against-cost",
         "Accuracy against cost",
-        "Mean and standard deviation over seeds; of the latency, median and quartiles.",
+        "Mean and standard deviation over seeds; of the latency, median and quartiles."
+        " FLOPs are multiply-adds.",
         figures.accuracy_against_cost(points, axes, looks, ylabel=f"{results.metric}, %"),
     )
 

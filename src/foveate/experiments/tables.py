@@ -9,6 +9,7 @@ from statistics import fmean, stdev
 from typing import Literal
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -172,11 +173,13 @@ def verdict_table(results: Results, *, width: int | None = None) -> Table:
 
 
 def _fitting(available: list[Column], listed: list[Row], width: int) -> list[Column]:
-    """The columns that fit, dearest first, in the order of ``available``."""
+    """The two dearest columns and those that fit beside them, in the order of ``available``."""
     chosen: list[Column] = []
     for column in (column for column in PRIORITY if column in available):
-        width -= 2 + max(len(line) for line in (*_header(column, listed), *_cells(column, listed)))
-        if width < 0:
+        width -= 2 + max(
+            cell_len(line) for line in (*_header(column, listed), *_cells(column, listed))
+        )
+        if width < 0 and len(chosen) > 1:
             break
         chosen.append(column)
     return [column for column in available if column in chosen]
@@ -185,7 +188,7 @@ def _fitting(available: list[Column], listed: list[Row], width: int) -> list[Col
 def _header(column: Column, listed: list[Row]) -> list[str]:
     """The title in lines no longer than its longest word or the column's longest text."""
     words = (*column.title.split(), *_cells(column, listed))
-    return textwrap.wrap(column.title, max(len(word) for word in words))
+    return textwrap.wrap(column.title, max(cell_len(word) for word in words))
 
 
 def _cells(column: Column, listed: list[Row]) -> list[str]:

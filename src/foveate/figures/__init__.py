@@ -1,5 +1,7 @@
 """Figures: the only package that draws. Plain values in, matplotlib figures out."""
 
+from matplotlib.figure import Figure
+
 from foveate.figures.costs import CostAxis, CostPoint, accuracy_against_cost
 from foveate.figures.curves import Curve, accuracy_per_epoch, loss_per_step
 from foveate.figures.differences import DifferenceRow, differences
@@ -10,6 +12,7 @@ __all__ = [
     "CostPoint",
     "Curve",
     "DifferenceRow",
+    "Figure",
     "Look",
     "accuracy_against_cost",
     "accuracy_per_epoch",

@@ -10,6 +10,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from foveate.figures.style import FONT_SIZE, GREY, Look, new_figure, plain, style
 
 LINE_HEIGHT = 1.35
+NAME_LENGTH = 24
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def _panel(
 ) -> None:
     plain(panel)
     panel.set_xlabel(axis.label)
-    panel.xaxis.set_major_locator(MaxNLocator(4))
+    panel.xaxis.set_major_locator(MaxNLocator(3))
     panel.xaxis.set_major_formatter(EngFormatter(unit=axis.unit))
     panel.margins(x=0.12, y=0.1)
     for point in points:
@@ -87,8 +88,12 @@ def _names(
         look = looks[point.name]
         panel.plot([0, 0.2], [point.accuracy, at], color=GREY, linewidth=0.6)
         panel.plot(0.29, at, color=look.colour, marker=look.marker, markersize=5)
-        panel.text(0.4, at, point.name, va="center_baseline")
+        panel.text(0.4, at, _shortened(point.name), va="center_baseline")
     panel.set_ylim(low, high)
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= NAME_LENGTH else f"{name[: NAME_LENGTH - 1]}…"
 
 
 def spread_apart(values: Sequence[float], *, gap: float, low: float, high: float) -> list[float]:

@@ -1,5 +1,6 @@
 """How training went: one small panel a mechanism, the reference behind each in grey."""
 
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from foveate.figures.style import GREY, Look, new_figure, plain, style
 
 COLUMNS = 3
+TITLE_WIDTH = 28
 POINTS = 200
 """A drawn mean has this many points, however long the training was."""
 RAW_POINTS = 12_000
@@ -105,7 +107,7 @@ def _panels(names: Iterable[str], xlabel: str, ylabel: str) -> tuple[Figure, dic
         cell.set_visible(False)
     for cell, key in zip(cells, keys, strict=False):
         plain(cell)
-        cell.set_title(key, loc="left", fontweight="bold")
+        cell.set_title(textwrap.fill(key, TITLE_WIDTH), loc="left", fontweight="bold")
         cell.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
         cell.xaxis.set_major_formatter(EngFormatter(sep=""))
     for cell in cells[max(0, len(keys) - columns) : len(keys)]:

@@ -2,12 +2,14 @@
 
 import io
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -20,6 +22,11 @@ INK = "#010101"
 """Text and axes; no data has this colour, so a page can replace it by its own."""
 PAPER = "#ffffff"
 FONT_SIZE = 9.0
+FONTS = (
+    *("DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "PingFang SC", "Microsoft YaHei"),
+    *("WenQuanYi Micro Hei", "Arial Unicode MS"),
+)
+"""The first comes with matplotlib; the others, where installed, write what it cannot."""
 
 _RC = {
     "axes.edgecolor": INK,
@@ -31,8 +38,6 @@ _RC = {
     "figure.facecolor": PAPER,
     "axes.facecolor": "none",
     "savefig.facecolor": PAPER,
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
     "font.size": FONT_SIZE,
     "grid.alpha": 0.15,
     "grid.color": INK,
@@ -40,6 +45,7 @@ _RC = {
     "svg.fonttype": "none",
     "svg.hashsalt": "foveate",
     "text.color": INK,
+    "text.parse_math": False,
     "xtick.color": INK,
     "ytick.color": INK,
 }
@@ -81,7 +87,10 @@ def looks(names: Iterable[str], *, controls: Sequence[str] = ()) -> dict[str, Lo
 @contextmanager
 def style() -> Iterator[None]:
     """The settings under which every figure is made and written."""
-    with mpl.rc_context(_RC):  # type: ignore[arg-type]  # its stub lists every key there is
+    fonts = [name for name in FONTS if name in font_manager.get_font_names()]
+    settings: Any = _RC | {"font.family": fonts}
+    with mpl.rc_context(settings), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # shown as a box
         yield
 
 
