@@ -117,4 +117,4 @@ def _decode_or_reason(path: Path, size: int) -> Tensor | str:
     except UnidentifiedImageError:
         return "not an image" if path.stat().st_size else "empty"
     except Exception as error:  # whatever a decoder raises on broken bytes
-        return str(error) or type(error).__name__
+        return str(error).partition("\n")[0] or type(error).__name__
