@@ -135,6 +135,13 @@ def test_long_lists_are_cut_and_say_so() -> None:
     assert "image60.png" not in text
 
 
+def test_what_is_empty_is_shown_as_a_dash() -> None:
+    data = {"name": "digits", "skipped": {}, "classes": [], "limit": None, "seed": 0}
+    text = page_of(results_of({"none": [90.0]}, data=data)).text
+    for shown in ("skipped -", "classes -", "limit -", "seed 0"):
+        assert shown in text
+
+
 def test_page_shows_failures_and_leaves_their_cells_empty() -> None:
     results = realistic(["none", "static", "se"], seeds=3, epochs=2)
     results.runs[-1] = RunResult(mechanism="se", seed=2, status="failed", reason="CUDA ran out")

@@ -16,7 +16,6 @@ from matplotlib.figure import Figure
 # At least 3:1 against white and near-black alike, and apart in deuteranopia and protanopia.
 COLOURS = ("#2f6fde", "#e8590c", "#12a182", "#c2338f", "#2b9fd0")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
-LINES = ("-", "--", "-.", ":")
 GREY = "#7f7f7f"
 INK = "#010101"
 """Text and axes; no data has this colour, so a page can replace it by its own."""
@@ -57,7 +56,6 @@ class Look:
 
     colour: str
     marker: str
-    line: str
 
 
 def looks(names: Iterable[str], *, controls: Sequence[str] = ()) -> dict[str, Look]:
@@ -70,17 +68,12 @@ def looks(names: Iterable[str], *, controls: Sequence[str] = ()) -> dict[str, Lo
     """
     ordered = list(dict.fromkeys(names))
     given = {
-        name: Look(GREY, ("d", "8")[place % 2], LINES[place % len(LINES)])
+        name: Look(GREY, ("d", "8")[place % 2])
         for place, name in enumerate(name for name in controls if name in ordered)
     }
     others = (name for name in ordered if name not in given)
     for place, name in enumerate(others):
-        lap = place // len(COLOURS)
-        given[name] = Look(
-            COLOURS[place % len(COLOURS)],
-            MARKERS[place % len(MARKERS)],
-            LINES[lap % len(LINES)],
-        )
+        given[name] = Look(COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)])
     return given
 
 
