@@ -60,9 +60,8 @@ def compare(
             results = run_comparison(grid, watcher, command=shlex.join(["foveate", *sys.argv[1:]]))
         except Interrupted:
             return options.stopped(grid.config.out)
-    if as_json:
+    if as_json and not console.quiet:
         print(results.to_json())
-    else:
-        console.print(verdict_table(results))
+    console.print(verdict_table(results))
     console.print(f"report: {grid.config.out / 'report.html'}", soft_wrap=True, highlight=False)
     return 0 if results.finished(results.baseline) else 1

@@ -1,5 +1,6 @@
 """Options that ``train`` and ``compare`` share, and how they become a configuration."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -76,10 +77,10 @@ def settings(context: typer.Context, paths: Mapping[str, str]) -> dict[str, Any]
 
 
 def progress_console(as_json: bool) -> "Console":
-    """Where progress is shown: not in the output that a program reads."""
+    """Where progress is shown: not in the output that a program reads, and by one process."""
     from rich.console import Console
 
-    return Console(stderr=as_json)
+    return Console(stderr=as_json, quiet=os.environ.get("RANK", "0") != "0")
 
 
 def stopped(out: Path) -> int:

@@ -56,15 +56,18 @@ def train(
     from foveate.experiments.run import run_alone
     from foveate.experiments.train import DivergedError
 
-    with watch(options.progress_console(as_json)) as watcher:
+    console = options.progress_console(as_json)
+    with watch(console) as watcher:
         try:
             result = run_alone(parse(RunConfig, values), out, watcher)
         except Interrupted:
             return options.stopped(out)
         except DivergedError as error:
             return options.failed(str(error))
-    if as_json:
+    if as_json and not console.quiet:
         print(result.model_dump_json(indent=2))
-    else:
-        print(f"test accuracy {result.test_accuracy:.2f} %, weights in {out / 'model.safetensors'}")
+    weights = out / "model.safetensors"
+    console.print(
+        f"test accuracy {result.test_accuracy:.2f} %, weights in {weights}", soft_wrap=True
+    )
     return 0

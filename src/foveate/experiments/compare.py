@@ -111,7 +111,7 @@ def _attempt(grid: Grid, cell: RunConfig, fabric: Fabric, watcher: Watcher) -> R
         checkpoint.write_text(log, traceback.format_exc())
         result = RunResult(mechanism=cell.label, seed=cell.seed, status="failed", reason=reason)
         write_result(folder, result)
-        watcher.end_run(f"failed: {reason}")
+        watcher.end_run(f"{cell.label} seed {cell.seed}", f"failed: {reason}")
         return result
 
 

@@ -179,7 +179,9 @@ class RunConfig(_Experiment):
 class CompareConfig(_Experiment):
     """A grid of runs: mechanisms and controls by seeds, all else equal."""
 
-    mechanisms: _Mechanisms = tuple(MechanismConfig(key=key) for key in ("se", "cbam"))
+    mechanisms: _Mechanisms = tuple(
+        MechanismConfig(key=key) for key in ("se", "eca", "cbam", "coord")
+    )
     controls: tuple[Literal["none", "static"], ...] = ("none", "static")
     where: str | None = None
     at: str | None = None

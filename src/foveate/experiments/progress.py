@@ -27,8 +27,8 @@ class Watcher:
     def end_epoch(self, row: Mapping[str, Any]) -> None:
         """An epoch was validated; ``row`` is its line of the journal."""
 
-    def end_run(self, message: str) -> None:
-        """A run came to its end, or was there already."""
+    def end_run(self, title: str, message: str) -> None:
+        """A run came to its end, failed, or was there already."""
 
     def __enter__(self) -> Self:
         return self
@@ -53,17 +53,10 @@ class Lines(Watcher):
         self._title = title
 
     def end_epoch(self, row: Mapping[str, Any]) -> None:
-        self._say(
-            f"epoch {row['epoch']}: loss {row['train_loss']:.4f}, "
-            f"train {row['train_accuracy']:.1f} %, val {row['val_accuracy']:.1f} %"
-        )
+        _say(self._console, self._title, _summary(row))
 
-    def end_run(self, message: str) -> None:
-        self._say(message)
-
-    def _say(self, text: str) -> None:
-        line = f"{self._title}: {text}" if self._title else text
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+    def end_run(self, title: str, message: str) -> None:
+        _say(self._console, title, message)
 
 
 class Bars(Watcher):
@@ -95,13 +88,17 @@ class Bars(Watcher):
             numbers = f"loss {loss:.3f}  acc {accuracy:.1f} %  {speed:,.0f} img/s"
             self._progress.update(self._run, advance=steps, numbers=numbers)
 
-    def end_run(self, message: str) -> None:
+    def end_epoch(self, row: Mapping[str, Any]) -> None:
+        if self._grid is None:
+            _say(self._progress.console, self._title, _summary(row))
+
+    def end_run(self, title: str, message: str) -> None:
         if self._run is not None:
             self._progress.remove_task(self._run)
             self._run = None
         if self._grid is not None:
             self._progress.advance(self._grid)
-        self._progress.console.print(f"{self._title}: {message}", markup=False, highlight=False)
+        _say(self._progress.console, title, message)
 
     def __enter__(self) -> Self:
         self._progress.start()
@@ -114,3 +111,14 @@ class Bars(Watcher):
 def watch(console: Console, runs: int = 1) -> Watcher:
     """Bars on a terminal, lines elsewhere."""
     return Bars(console, runs) if console.is_terminal else Lines(console)
+
+
+def _summary(row: Mapping[str, Any]) -> str:
+    return (
+        f"epoch {row['epoch']}: loss {row['train_loss']:.4f}, "
+        f"train {row['train_accuracy']:.1f} %, val {row['val_accuracy']:.1f} %"
+    )
+
+
+def _say(console: Console, title: str, message: str) -> None:
+    console.print(f"{title}: {message}", markup=False, highlight=False, soft_wrap=True)

@@ -63,8 +63,7 @@ def run(
     fabric.barrier()  # nobody may write before all have looked
     title = f"{config.label} seed {config.seed}"
     if before is not None:
-        watcher.begin_run(title, 1, 1)
-        watcher.end_run(f"finished before: {before.test_accuracy:.2f} % on test")
+        watcher.end_run(title, f"finished before: {before.test_accuracy:.2f} % on test")
         return before
     if fabric.is_global_zero:
         _prepare(folder, config, data, fabric)
@@ -75,7 +74,7 @@ def run(
         watcher.begin_run(title, trainer.total_steps, trainer.done_steps)
         trainer.run()
         result = _conclude(trainer)
-    watcher.end_run(f"{result.test_accuracy:.2f} % on test")
+    watcher.end_run(title, f"{result.test_accuracy:.2f} % on test")
     return result
 
 
@@ -93,7 +92,7 @@ def run_alone(config: RunConfig, folder: Path, watcher: Watcher) -> RunResult:
     check_folder(folder, config, data)
     fabric = launch(config.recipe)
     with claimed(folder, fabric):
-        return run(config, data, folder, fabric, watcher if fabric.is_global_zero else Watcher())
+        return run(config, data, folder, fabric, watcher)
 
 
 @contextmanager
