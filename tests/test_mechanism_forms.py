@@ -129,6 +129,18 @@ def test_mixers_map_the_length_of_what_they_add() -> None:
             torch.testing.assert_close(module.maps(x)["added"], lengths)
 
 
+class WideMixer(Mixer):
+    """Gathers in a wider dtype than that of its input, as sums under autocast do."""
+
+    def mix(self, x: Tensor) -> Tensor:
+        return x.double()
+
+
+@pytest.mark.parametrize("init", ["paper", "identity"])
+def test_mixers_keep_the_dtype_of_their_input(init: str) -> None:
+    assert WideMixer(3, init=init)(random_map(1, 3, 2, 2)).dtype == torch.float32
+
+
 def test_danet_maps_are_those_of_its_branches() -> None:
     module = next(case for case in CASES if case.key == "danet").randomised(16)
     x = random_map(2, 16, 6, 5).double()

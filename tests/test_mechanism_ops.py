@@ -41,10 +41,16 @@ def test_additive_attention_does_not_depend_on_its_chunks(
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # opcheck's own
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
 def test_additive_attention_is_registered_as_pytorch_wants(
-    additive_inputs: tuple[Tensor, ...],
+    additive_inputs: tuple[Tensor, ...], dtype: torch.dtype
 ) -> None:
-    torch.library.opcheck(torch.ops.foveate.additive_attention.default, additive_inputs)
+    inputs = [one.detach().to(dtype).requires_grad_() for one in additive_inputs]
+    output = torch.ops.foveate.additive_attention.default
+    torch.library.opcheck(output, inputs, rtol=1e-2, atol=1e-2)
+    backward = torch.ops.foveate.additive_attention_backward.default
+    q, k, v, w = (one.detach() for one in inputs)
+    torch.library.opcheck(backward, (torch.ones_like(output(q, k, v, w)), q, k, v, w))
 
 
 @pytest.mark.parametrize(("n", "m"), [(1, 1), (6, 9), (40, 3)])

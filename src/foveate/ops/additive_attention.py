@@ -27,7 +27,7 @@ def additive_attention(query: Tensor, key: Tensor, value: Tensor, weight: Tensor
     Returns:
         Tokens ``(B, heads, N, V)``, in the dtype of ``value``, summed in at least float32.
     """
-    return _op(query, key, value, weight.to(query.dtype))
+    return _op(query, key, value, weight)
 
 
 def chunked_forward(query: Tensor, key: Tensor, value: Tensor, weight: Tensor) -> Tensor:
