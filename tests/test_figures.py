@@ -135,6 +135,11 @@ def on_paper(figure, box) -> bool:
     return box.x0 >= -1 and box.y0 >= -1 and box.x1 <= width + 1 and box.y1 <= height + 1
 
 
+def test_names_at_the_points_are_kept_short(looks) -> None:
+    texts = [text for text, _ in boxes(cost_figure(looks, [95.0] * len(NAMES)))]
+    assert [text for text in texts if text.endswith("…")] == [f"{LONG[:23]}…"]
+
+
 def test_notes_stand_beside_the_data(looks) -> None:
     figure = differences_figure(looks)
     notes = [box for text, box in boxes(figure) if text == "+0.25 better"]
@@ -195,7 +200,7 @@ def test_png_is_opaque_and_svg_is_the_same_each_time(looks) -> None:
     assert image.min() < 0.2
     one, other = figures.svg(differences_figure(looks)), figures.svg(differences_figure(looks))
     assert one == other
-    assert "criss_cross" in one  # text is text
+    assert ">cbam $r$=4<" in one  # text is text, and a dollar no formula
 
 
 def test_inline_svg_takes_ink_and_font_of_the_page_and_lets_nothing_through(looks) -> None:

@@ -206,6 +206,7 @@ def test_long_names_of_any_script_leave_the_verdict_readable() -> None:
         printed = lines(results, width)
         assert max(cell_len(line.rstrip()) for line in printed) <= width
         assert any(line.startswith(long) and "not distinguishable" in line for line in printed)
+    assert "verdict" in " ".join(lines(results, 40))
 
 
 def test_narrow_terminals_drop_the_costs_and_wide_ones_show_all() -> None:

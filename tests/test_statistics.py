@@ -87,6 +87,9 @@ def test_the_verdict_is_of_the_corrected_p() -> None:
     assert crowded.p == pytest.approx(alone.p)
     assert crowded.verdict == "not distinguishable"
     assert "only before the correction" in crowded.explanation
+    assert crowded.seeds_needed is not None
+    assert alone.seeds_needed is not None
+    assert crowded.seeds_needed > max(alone.seeds_needed, crowded.seeds)
 
 
 def test_two_seeds_or_fewer_give_no_verdict() -> None:
