@@ -13,7 +13,7 @@ from foveate.experiments import checkpoint
 from foveate.experiments.learner import Learner
 
 CONFIG = tiny.config(
-    epochs=3, schedule="plateau", plateau_patience=1, freeze_epochs=1, optimizer="adamw"
+    epochs=3, lr=0.02, schedule="plateau", plateau_patience=1, freeze_epochs=1, optimizer="adamw"
 )
 STEPS = 3 * (tiny.digits().train.labels.numel() // CONFIG.recipe.batch_size)
 

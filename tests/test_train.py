@@ -184,7 +184,8 @@ def test_the_test_split_is_looked_at_once_with_the_best_weights(tmp_path, monkey
         return original(module, images, *rest)
 
     monkeypatch.setattr(train_module, "evaluate", spy)
-    result = tiny.train(tiny.config(epochs=3, lr=0.02), tmp_path / "run")
+    result = tiny.train(tiny.config(epochs=3, lr=0.05, schedule="constant"), tmp_path / "run")
+    assert result.best_epoch < 3  # so the best weights are not the last
     data = tiny.digits()
     assert [images is data.test for images in seen] == [False, False, False, True]
     network = build_network(tiny.config(), data).module
@@ -213,12 +214,33 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
 
 
 def test_bfloat16_and_channels_last_train(tmp_path):
-    config = tiny.config(precision="bf16-mixed", channels_last=True, deterministic=True)
+    config = tiny.config(precision="bf16-mixed", channels_last=True)
     plain = tiny.train(tiny.config(), tmp_path / "plain")
     result = tiny.train(config, tmp_path / "run")
     assert result.curves.train_loss[0] == pytest.approx(plain.curves.train_loss[0], rel=0.02)
     assert result.curves.train_loss != plain.curves.train_loss
+
+
+def test_deterministic_algorithms_are_asked_for_and_given_back(tmp_path, monkeypatch):
+    asked = []
+    original = train_module.Learner.step
+
+    def step(self, *args):
+        asked.append(torch.are_deterministic_algorithms_enabled())
+        return original(self, *args)
+
+    monkeypatch.setattr(train_module.Learner, "step", step)
+    tiny.train(tiny.config(epochs=1, deterministic=True), tmp_path / "run")
+    assert set(asked) == {True}
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_plateau_cuts_the_rate(tmp_path):
+    still = {"lr": 1e-12, "warmup_epochs": 0, "schedule": "plateau", "optimizer": "sgd"}
+    result = tiny.train(tiny.config(epochs=6, plateau_patience=1, **still), tmp_path / "run")
+    cuts = [plateau_cuts(result.curves.val_loss[:epoch], 1) for epoch in range(6)]
+    assert cuts[-1] > 0
+    assert result.curves.lr == [1e-12 * 0.5**cut for cut in cuts]
 
 
 def test_tensorboard_gets_the_curves(tmp_path):
