@@ -175,6 +175,11 @@ def test_the_best_epoch_is_chosen_on_validation_ties_by_loss():
     assert state.best_epoch == 2
 
 
+def hits(network, images, data):
+    batches = train_module.batches(images, data, batch_size=50)
+    return torch.cat([network(inputs).argmax(1) == labels for inputs, labels in batches])
+
+
 def test_the_test_split_is_looked_at_once_with_the_best_weights(tmp_path, monkeypatch):
     seen = []
     original = train_module.evaluate
@@ -191,11 +196,11 @@ def test_the_test_split_is_looked_at_once_with_the_best_weights(tmp_path, monkey
     network = build_network(tiny.config(), data).module
     network.load_state_dict(load(tmp_path / "run" / "model.safetensors")[0])
     network.eval()
-    batches = train_module.batches(data.test, data, batch_size=50)
-    correct = torch.cat([network(images).argmax(1) == labels for images, labels in batches])
+    correct = hits(network, data.test, data)
     assert result.test_correct == correct.tolist()
     assert result.test_accuracy == pytest.approx(100 * correct.double().mean())
     epochs = [row for row in read_journal(tmp_path / "run" / "metrics.jsonl") if "epoch" in row]
+    assert hits(network, data.val, data).sum().item() == result.val_accuracy  # of 100 images
     assert result.val_accuracy == max(row["val_accuracy"] for row in epochs)
     assert result.curves.val_accuracy == [row["val_accuracy"] for row in epochs]
 
