@@ -112,9 +112,9 @@ def put(model: nn.Module, key: str, form: str, seed: int) -> None:
 def fit(model: nn.Module, data: dict, seed: int, epochs: int, optimizer_name: str) -> dict:
     x, y = data["train"]
     if optimizer_name == "sgd":
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9, weight_decay=1e-4)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.005, momentum=0.9, weight_decay=1e-4)
     else:
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4)
     steps = epochs * (len(x) // 32)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, [g["lr"] for g in optimizer.param_groups], total_steps=steps
@@ -151,14 +151,19 @@ def main() -> None:
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--optimizers", nargs="+", default=["sgd", "adamw"])
+    parser.add_argument("--earlier", type=Path, nargs="*", default=[], help="results to add to")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/identity_form.json"))
     args = parser.parse_args()
     weights = args.weights or args.data / "mobilenetv2_100.imagenet.safetensors"
     data = {split: images(args.data / "flowers12" / split) for split in ("train", "test")}
-    runs = []
-    for optimizer in ("sgd", "adamw"):
+    runs = [run for path in args.earlier for run in json.loads(path.read_text())["runs"]]
+    done = {(run["optimizer"], run["seed"], run["mechanism"], run["form"]) for run in runs}
+    for optimizer in args.optimizers:
         for seed in range(args.seeds):
             for key, form in [("none", "none"), *((k, f) for k in LAST_LAYERS for f in FORMS)]:
+                if (optimizer, seed, key, form) in done:
+                    continue
                 model = host(weights, seed, data["train"][0][::4])
                 if key != "none":
                     put(model, key, form, seed)
@@ -168,6 +173,7 @@ def main() -> None:
                 )
                 print(runs[-1], flush=True)
                 save(args, runs)
+    save(args, runs)
 
 
 def save(args: argparse.Namespace, runs: list[dict]) -> None:

@@ -57,6 +57,12 @@ def test_public_names_are_these() -> None:
         foveate.isnert  # noqa: B018
 
 
+def test_public_names_stay_what_they_are() -> None:
+    """A submodule of the same name would take the place of a lazy function once imported."""
+    code = "import foveate as f; import foveate.cli; all(getattr(f, n) for n in f.__all__); "
+    assert fresh(code + "print(all(map(callable, (getattr(f, n) for n in f.__all__))))") == "True"
+
+
 @pytest.mark.parametrize(
     ("name", "signature"),
     [

@@ -8,7 +8,7 @@ from foveate.registry import create, get_mechanism, list_mechanisms
 
 if TYPE_CHECKING:
     from foveate.insertion import insert, plan, remove
-    from foveate.profile import profile
+    from foveate.profiling import profile
 
 __version__ = "0.1.0"
 
@@ -25,7 +25,7 @@ __all__ = [
 _LAZY = {
     "insert": "foveate.insertion",
     "plan": "foveate.insertion",
-    "profile": "foveate.profile",
+    "profile": "foveate.profiling",
     "remove": "foveate.insertion",
 }
 

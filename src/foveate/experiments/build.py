@@ -10,7 +10,7 @@ from foveate.experiments.config import RunConfig
 from foveate.experiments.data import Data
 from foveate.experiments.hosts import build_host
 from foveate.insertion import insert
-from foveate.insertion.insert import Handle
+from foveate.insertion.handle import Handle
 
 
 @dataclass(frozen=True)

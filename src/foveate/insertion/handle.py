@@ -11,7 +11,7 @@ from torch import nn
 
 from foveate.errors import InvalidValueError
 from foveate.insertion.hooks import attach, attachments, detach
-from foveate.insertion.plan import At, Plan, Site, make_plan
+from foveate.insertion.planning import At, Plan, Site, make_plan
 from foveate.registry import create
 
 
