@@ -13,6 +13,7 @@ SHARED_DATA holds ``flowers12/`` (train and test folders) and the weights file.
 """
 
 import argparse
+import itertools
 import json
 import platform
 import subprocess
@@ -172,7 +173,6 @@ def main() -> None:
                     {"optimizer": optimizer, "mechanism": key, "form": form, "seed": seed, **row}
                 )
                 print(runs[-1], flush=True)
-                save(args, runs)
     save(args, runs)
 
 
@@ -188,31 +188,29 @@ def save(args: argparse.Namespace, runs: list[dict]) -> None:
         "torch": torch.__version__,
         "processor": platform.processor() or platform.machine(),
         "runs": runs,
-        "differences": [d for o in ("sgd", "adamw") for d in differences(runs, o)],
+        "differences": [d for o in args.optimizers for d in differences(runs, o)],
     }
     args.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def differences(runs: list[dict], optimizer: str) -> list[dict]:
-    """Paired over mechanism and seed: each form against ``rescaled``."""
+    """Paired over mechanism and seed: each form against each other one."""
     by = {(r["mechanism"], r["seed"], r["form"]): r for r in runs if r["optimizer"] == optimizer}
+    pairs = {key[:2] for key in by if key[0] != "none"}
     found = []
-    for form in ("paper", "strength"):
-        pairs = [k[:2] for k in by if k[2] == form and (*k[:2], "rescaled") in by]
+    for form, against in itertools.combinations(FORMS, 2):
         for metric in ("accuracy", "test_loss", "mean_train_loss"):
-            values = [by[(*p, form)][metric] - by[(*p, "rescaled")][metric] for p in pairs]
-            if len(values) < 3:
-                continue
-            low, high = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
+            values = [by[(*p, form)][metric] - by[(*p, against)][metric] for p in sorted(pairs)]
+            interval = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
             found.append(
                 {
                     "optimizer": optimizer,
                     "form": form,
-                    "against": "rescaled",
+                    "against": against,
                     "metric": metric,
                     "pairs": len(values),
                     "mean": float(np.mean(values)),
-                    "interval": [low, high],
+                    "interval": [float(end) for end in interval],
                 }
             )
     return found
