@@ -28,11 +28,11 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from foveate.experiments.augment import AUGMENTS
-from foveate.experiments.batches import batches
-from foveate.experiments.data import Data, load_data
-from foveate.experiments.environment import describe
-from foveate.experiments.hosts import build_host
+from foveate.experiments.data.augment import AUGMENTS
+from foveate.experiments.data.batches import batches
+from foveate.experiments.data.load import Data, load_data
+from foveate.experiments.hosts.by_name import build_host
+from foveate.experiments.training.environment import describe
 
 BATCH_SIZE = 64
 LIMIT = 10_000

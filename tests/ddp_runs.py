@@ -5,11 +5,11 @@ import sys
 from pathlib import Path
 
 import tiny
-from foveate.experiments import checkpoint
 from foveate.experiments import run as run_module
-from foveate.experiments.processes import launch
-from foveate.experiments.progress import Watcher
-from foveate.experiments.train import Trainer
+from foveate.experiments.training import checkpoint
+from foveate.experiments.training.processes import launch
+from foveate.experiments.training.progress import Watcher
+from foveate.experiments.training.train import Trainer
 
 PLAIN = tiny.config("none", host="tiny:plain", batch_size=8, augment="none", clip_norm=1.0)
 NORMED = tiny.config("se", batch_size=8, freeze_epochs=1)

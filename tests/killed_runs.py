@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 import tiny
-from foveate.experiments import checkpoint
-from foveate.experiments.learner import Learner
+from foveate.experiments.training import checkpoint
+from foveate.experiments.training.learner import Learner
 
 CONFIG = tiny.config(
     epochs=3, lr=0.02, schedule="plateau", plateau_patience=1, freeze_epochs=1, optimizer="adamw"

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from foveate.experiments.results import Cost, Curves, Results, RunResult, Site
+from foveate.experiments.reporting.results import Cost, Curves, Results, RunResult, Site
 
 IMAGES = 360
 ADDED = {"none": 0, "static": 0.002, "se": 0.02, "eca": 0.0001, "cbam": 0.023, "coord": 0.03}

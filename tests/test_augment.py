@@ -9,7 +9,7 @@ from torch.nn.functional import pad
 from torchvision.transforms.v2 import functional
 
 from foveate.errors import InvalidValueError
-from foveate.experiments.augment import AUGMENTS, Augment, augment, preset
+from foveate.experiments.data.augment import AUGMENTS, Augment, augment, preset
 
 
 def _generator(seed: int = 0) -> torch.Generator:

@@ -11,11 +11,11 @@ from foveate.experiments import compare as compare_module
 from foveate.experiments.compare import Grid, compare, prepare
 from foveate.experiments.config import CompareConfig
 from foveate.experiments.configfile import parse
-from foveate.experiments.interrupt import Interrupted
-from foveate.experiments.journal import read_journal
-from foveate.experiments.learner import Learner
-from foveate.experiments.progress import Watcher
-from foveate.experiments.results import Results
+from foveate.experiments.reporting.results import Results
+from foveate.experiments.training.interrupt import Interrupted
+from foveate.experiments.training.journal import read_journal
+from foveate.experiments.training.learner import Learner
+from foveate.experiments.training.progress import Watcher
 
 
 def grid(out, **changes) -> Grid:

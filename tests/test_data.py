@@ -11,9 +11,9 @@ from torchvision.datasets import ImageFolder
 
 from folder_data import make_folder, write_image
 from foveate.errors import InvalidValueError
-from foveate.experiments import reading
-from foveate.experiments.data import Data, load_data
-from foveate.experiments.splits import by_share, hold_out
+from foveate.experiments.data import reading
+from foveate.experiments.data.load import Data, load_data
+from foveate.experiments.data.splits import by_share, hold_out
 
 UNPACK = Path(__file__).resolve().parents[2] / "shared" / "data" / "unpack"
 

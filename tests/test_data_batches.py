@@ -8,9 +8,9 @@ from torch import Tensor
 
 from folder_data import make_folder
 from foveate.errors import InvalidValueError
-from foveate.experiments import reading
-from foveate.experiments.batches import batches
-from foveate.experiments.data import Data, load_data
+from foveate.experiments.data import reading
+from foveate.experiments.data.batches import batches
+from foveate.experiments.data.load import Data, load_data
 
 Batches = list[tuple[Tensor, Tensor]]
 

@@ -6,7 +6,7 @@ import pytest
 
 from folder_data import make_folder
 from foveate.errors import InvalidValueError
-from foveate.experiments.data import load_data
+from foveate.experiments.data.load import load_data
 
 
 def test_classes_alone_are_split_and_the_splits_recorded(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from PIL import Image
 
 from folder_data import make_folder, write_image
 from foveate.errors import InvalidValueError
-from foveate.experiments.data import load_data
-from foveate.experiments.images import USUAL_SIZE, common_size, decode, decode_all
+from foveate.experiments.data.images import USUAL_SIZE, common_size, decode, decode_all
+from foveate.experiments.data.load import load_data
 
 RAMP = np.linspace(0, 255, 64).round().astype(np.uint8).reshape(8, 8)
 COLOUR = np.stack((RAMP, RAMP.T, 255 - RAMP), -1)

@@ -10,11 +10,11 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from foveate.experiments import report
-from foveate.experiments.report import write_report
-from foveate.experiments.results import Results, RunResult
-from foveate.experiments.statistics import compare_to_baseline
-from foveate.experiments.tables import runs_csv, verdict_table
+from foveate.experiments.reporting import report
+from foveate.experiments.reporting.report import write_report
+from foveate.experiments.reporting.results import Results, RunResult
+from foveate.experiments.reporting.statistics import compare_to_baseline
+from foveate.experiments.reporting.tables import runs_csv, verdict_table
 from synthetic_results import describe, realistic, results_of
 
 NAMES = ["none", "static", "se", "eca", "cbam", "coord", "danet_position"]

@@ -11,11 +11,11 @@ import pytest
 
 import tiny
 from foveate.errors import InvalidValueError
-from foveate.experiments.checkpoint import load
-from foveate.experiments.interrupt import Interrupted
-from foveate.experiments.journal import read_journal
-from foveate.experiments.learner import Learner
 from foveate.experiments.run import finished
+from foveate.experiments.training.checkpoint import load
+from foveate.experiments.training.interrupt import Interrupted
+from foveate.experiments.training.journal import read_journal
+from foveate.experiments.training.learner import Learner
 
 KILLER = Path(__file__).with_name("killed_runs.py")
 

@@ -10,15 +10,15 @@ from pydantic import ValidationError
 from scipy import stats
 
 from foveate.errors import InvalidValueError
-from foveate.experiments.paired import (
+from foveate.experiments.reporting.paired import (
     hedges_correction,
     holm,
     interval_over_both,
     paired_test,
     pairs_needed,
 )
-from foveate.experiments.results import Comparison, Results, RunResult
-from foveate.experiments.statistics import compare_to_baseline
+from foveate.experiments.reporting.results import Comparison, Results, RunResult
+from foveate.experiments.reporting.statistics import compare_to_baseline
 from synthetic_results import realistic, results_of
 
 NONE = [97.0, 98.0, 96.5]

@@ -13,16 +13,16 @@ from torch import nn
 import tiny
 from foveate.cost import peak_memory
 from foveate.errors import InvalidValueError, MissingExtraError
-from foveate.experiments import train as train_module
 from foveate.experiments.build import build_network
-from foveate.experiments.checkpoint import load
 from foveate.experiments.config import Recipe
-from foveate.experiments.freezing import find_classifier, freeze, train_mode
-from foveate.experiments.journal import Journal, read_journal
-from foveate.experiments.optimization import Schedule, build_optimizer, plateau_cuts
-from foveate.experiments.recompute import recompute_blocks
-from foveate.experiments.state import State
-from foveate.experiments.trackers import check_tracker
+from foveate.experiments.training import train as train_module
+from foveate.experiments.training.checkpoint import load
+from foveate.experiments.training.freezing import find_classifier, freeze, train_mode
+from foveate.experiments.training.journal import Journal, read_journal
+from foveate.experiments.training.optimization import Schedule, build_optimizer, plateau_cuts
+from foveate.experiments.training.recompute import recompute_blocks
+from foveate.experiments.training.state import State
+from foveate.experiments.training.trackers import check_tracker
 
 
 def losses(folder):

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import tiny
-from foveate.experiments.checkpoint import load
-from foveate.experiments.journal import read_journal
+from foveate.experiments.training.checkpoint import load
+from foveate.experiments.training.journal import read_journal
 
 
 @pytest.fixture(scope="module")

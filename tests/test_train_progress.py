@@ -3,7 +3,7 @@ import io
 import pytest
 from rich.console import Console
 
-from foveate.experiments.progress import Bars, Lines, watch
+from foveate.experiments.training.progress import Bars, Lines, watch
 
 ROW = {"epoch": 2, "train_loss": 0.5, "train_accuracy": 81.25, "val_accuracy": 90.0}
 EPOCH = "se seed 0: epoch 2: loss 0.5000, train 81.2 %, val 90.0 %"

@@ -8,11 +8,11 @@ from torch import nn
 
 from foveate.experiments.config import RunConfig
 from foveate.experiments.configfile import parse
-from foveate.experiments.data import Data, load_data
-from foveate.experiments.processes import launch
-from foveate.experiments.progress import Watcher
-from foveate.experiments.results import RunResult
+from foveate.experiments.data.load import Data, load_data
+from foveate.experiments.reporting.results import RunResult
 from foveate.experiments.run import run
+from foveate.experiments.training.processes import launch
+from foveate.experiments.training.progress import Watcher
 
 RECIPE = {"epochs": 2, "batch_size": 16, "tracker": "none", "accelerator": "cpu"}
 

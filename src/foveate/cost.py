@@ -70,8 +70,8 @@ def _milliseconds(module: nn.Module, *inputs: Any) -> float:
 def peak_memory(module: nn.Module, *inputs: Any) -> int:
     """Bytes that one forward pass in the module's mode holds for the backward pass.
 
-    Each storage is counted once, the input's too, parameters and buffers not at all. The running statistics of
-    normalisation layers are put back.
+    Each storage is counted once, the input's too, parameters and buffers not at all. The running
+    statistics of normalisation layers are put back.
     """
     owned = {t.untyped_storage().data_ptr() for t in (*module.parameters(), *module.buffers())}
     held: dict[int, Tensor] = {}

@@ -49,9 +49,9 @@ def compare(
     from foveate.experiments.compare import prepare
     from foveate.experiments.config import CompareConfig
     from foveate.experiments.configfile import parse
-    from foveate.experiments.interrupt import Interrupted
-    from foveate.experiments.progress import watch
-    from foveate.experiments.tables import verdict_table
+    from foveate.experiments.reporting.tables import verdict_table
+    from foveate.experiments.training.interrupt import Interrupted
+    from foveate.experiments.training.progress import watch
 
     console = options.progress_console(as_json)
     grid = prepare(parse(CompareConfig, values))

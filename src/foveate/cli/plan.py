@@ -46,7 +46,7 @@ def plan(
 def build(model: str, size: int) -> Any:
     """A host of 1000 classes for colour images, by name."""
     from foveate.errors import check_positive
-    from foveate.experiments.hosts import build_host
+    from foveate.experiments.hosts.by_name import build_host
 
     check_positive(size=size)
     return build_host(model, num_classes=1000, in_channels=3, image_size=size)

@@ -51,10 +51,10 @@ def train(
     values = options.settings(context, _PATHS)
     from foveate.experiments.config import RunConfig
     from foveate.experiments.configfile import parse
-    from foveate.experiments.interrupt import Interrupted
-    from foveate.experiments.progress import watch
     from foveate.experiments.run import run_alone
-    from foveate.experiments.train import DivergedError
+    from foveate.experiments.training.interrupt import Interrupted
+    from foveate.experiments.training.progress import watch
+    from foveate.experiments.training.train import DivergedError
 
     console = options.progress_console(as_json)
     with watch(console) as watcher:

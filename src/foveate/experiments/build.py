@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from foveate.experiments.config import RunConfig
-from foveate.experiments.data import Data
-from foveate.experiments.hosts import build_host
+from foveate.experiments.data.load import Data
+from foveate.experiments.hosts.by_name import build_host
 from foveate.insertion import insert
 from foveate.insertion.handle import Handle
 

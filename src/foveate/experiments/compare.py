@@ -12,20 +12,20 @@ from lightning_fabric import Fabric
 
 from foveate import __version__
 from foveate.errors import UserError
-from foveate.experiments import checkpoint
 from foveate.experiments.build import Network, build_network
 from foveate.experiments.config import CompareConfig, RunConfig
 from foveate.experiments.configfile import to_yaml
-from foveate.experiments.costs import measure_costs
-from foveate.experiments.data import Data, load_data
-from foveate.experiments.environment import describe
-from foveate.experiments.processes import launch
-from foveate.experiments.progress import Watcher
-from foveate.experiments.report import write_report
-from foveate.experiments.results import Results, RunResult, Site
+from foveate.experiments.data.load import Data, load_data
+from foveate.experiments.reporting.costs import measure_costs
+from foveate.experiments.reporting.report import write_report
+from foveate.experiments.reporting.results import Results, RunResult, Site
+from foveate.experiments.reporting.statistics import compare_to_baseline
 from foveate.experiments.run import CONFIG, ENVIRONMENT, check_folder, claimed, run, write_result
-from foveate.experiments.statistics import compare_to_baseline
-from foveate.experiments.trackers import check_tracker
+from foveate.experiments.training import checkpoint
+from foveate.experiments.training.environment import describe
+from foveate.experiments.training.processes import launch
+from foveate.experiments.training.progress import Watcher
+from foveate.experiments.training.trackers import check_tracker
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from pydantic import (
 )
 
 from foveate.errors import check_choice
-from foveate.experiments.augment import AUGMENTS
-from foveate.experiments.results import BASELINE
+from foveate.experiments.data.augment import AUGMENTS
+from foveate.experiments.reporting.results import BASELINE
 
 _Count = Annotated[int, Field(ge=1, strict=True)]
 _Whole = Annotated[int, Field(ge=0, strict=True)]
@@ -29,7 +29,7 @@ class _Settings(BaseModel):
 
 
 class DataConfig(_Settings):
-    """Images and how they are split; see :func:`foveate.experiments.data.load_data`."""
+    """Images and how they are split; see :func:`foveate.experiments.data.load.load_data`."""
 
     name: str = "digits"
     root: Path | None = None

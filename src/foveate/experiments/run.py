@@ -11,19 +11,19 @@ from filelock import FileLock, Timeout
 from lightning_fabric import Fabric
 
 from foveate.errors import InvalidValueError
-from foveate.experiments import checkpoint
 from foveate.experiments.build import build_network
 from foveate.experiments.config import RunConfig
 from foveate.experiments.configfile import parse, read_yaml, to_yaml
-from foveate.experiments.data import Data, load_data
-from foveate.experiments.environment import describe
-from foveate.experiments.journal import read_journal
-from foveate.experiments.processes import deterministic, launch
-from foveate.experiments.progress import Watcher
-from foveate.experiments.recorder import METRICS
-from foveate.experiments.results import Curves, RunResult
-from foveate.experiments.trackers import check_tracker
-from foveate.experiments.train import CHECKPOINT, Trainer
+from foveate.experiments.data.load import Data, load_data
+from foveate.experiments.reporting.results import Curves, RunResult
+from foveate.experiments.training import checkpoint
+from foveate.experiments.training.environment import describe
+from foveate.experiments.training.journal import read_journal
+from foveate.experiments.training.processes import deterministic, launch
+from foveate.experiments.training.progress import Watcher
+from foveate.experiments.training.recorder import METRICS
+from foveate.experiments.training.trackers import check_tracker
+from foveate.experiments.training.train import CHECKPOINT, Trainer
 
 CONFIG, DATA, ENVIRONMENT = "config.yaml", "data.json", "environment.json"
 MODEL, RESULT = "model.safetensors", "result.json"

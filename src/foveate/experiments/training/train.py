@@ -10,19 +10,19 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from foveate.cost import Energy
-from foveate.experiments.batches import batches
 from foveate.experiments.build import Network, derive_seed
-from foveate.experiments.checkpoint import Tensors
 from foveate.experiments.config import RunConfig
-from foveate.experiments.data import Data
-from foveate.experiments.evaluate import Evaluation, evaluate
-from foveate.experiments.interrupt import CtrlC, Interrupted
-from foveate.experiments.learner import Learner
-from foveate.experiments.optimization import Schedule, plateau_cuts
-from foveate.experiments.processes import total
-from foveate.experiments.progress import Watcher
-from foveate.experiments.recorder import Recorder, Silent
-from foveate.experiments.state import State, copies, load_state, save_state
+from foveate.experiments.data.batches import batches
+from foveate.experiments.data.load import Data
+from foveate.experiments.training.checkpoint import Tensors
+from foveate.experiments.training.evaluate import Evaluation, evaluate
+from foveate.experiments.training.interrupt import CtrlC, Interrupted
+from foveate.experiments.training.learner import Learner
+from foveate.experiments.training.optimization import Schedule, plateau_cuts
+from foveate.experiments.training.processes import total
+from foveate.experiments.training.progress import Watcher
+from foveate.experiments.training.recorder import Recorder, Silent
+from foveate.experiments.training.state import State, copies, load_state, save_state
 
 CHECKPOINT = "checkpoint.safetensors"
 

@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from foveate.errors import InvalidValueError, check_positive
-from foveate.experiments.augment import augment as change
-from foveate.experiments.augment import preset
-from foveate.experiments.data import Data
-from foveate.experiments.images import ImageSet, decode
+from foveate.experiments.data.augment import augment as change
+from foveate.experiments.data.augment import preset
+from foveate.experiments.data.images import ImageSet, decode
+from foveate.experiments.data.load import Data
 
 
 def batches(
@@ -40,7 +40,7 @@ def batches(
         images: One split of ``data``.
         data: Gives the mean and standard deviation, and says whether flips keep the class.
         batch_size: Images in a batch, on each rank.
-        augment: One of :data:`~foveate.experiments.augment.AUGMENTS`.
+        augment: One of :data:`~foveate.experiments.data.augment.AUGMENTS`.
         seed: Seed of order and augmentation.
         epoch: Which epoch it is.
         shuffle: Draw a random order.

@@ -8,10 +8,10 @@ import yaml
 from markupsafe import Markup
 
 from foveate import figures
-from foveate.experiments.checkpoint import write_bytes, write_text
-from foveate.experiments.results import BASELINE, CONTROLS, STATIC, Results, Site
-from foveate.experiments.tables import MECHANISM, VERDICTS, cost_columns, rows, runs_csv
-from foveate.experiments.units import signed
+from foveate.experiments.reporting.results import BASELINE, CONTROLS, STATIC, Results, Site
+from foveate.experiments.reporting.tables import MECHANISM, VERDICTS, cost_columns, rows, runs_csv
+from foveate.experiments.reporting.units import signed
+from foveate.experiments.training.checkpoint import write_bytes, write_text
 
 LISTED = 60
 """Of a longer list the page shows this many; results.json has them all."""
@@ -59,7 +59,7 @@ def write_report(results: Results, out: Path) -> Path:
 def render(results: Results, illustrations: list[Illustration]) -> str:
     """The text of the page."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("foveate.experiments"),
+        loader=jinja2.PackageLoader("foveate.experiments.reporting"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -7,10 +7,10 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from foveate.experiments.batches import batches
 from foveate.experiments.config import Recipe
-from foveate.experiments.data import Data, ImageSet
-from foveate.experiments.processes import total
+from foveate.experiments.data.batches import batches
+from foveate.experiments.data.load import Data, ImageSet
+from foveate.experiments.training.processes import total
 
 
 @dataclass(frozen=True)

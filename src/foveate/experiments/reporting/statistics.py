@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from foveate.errors import InvalidValueError
-from foveate.experiments.paired import (
+from foveate.experiments.reporting.paired import (
     MIN_PAIRS,
     PairedTest,
     holm,
@@ -16,7 +16,7 @@ from foveate.experiments.paired import (
     paired_test,
     pairs_needed,
 )
-from foveate.experiments.results import (
+from foveate.experiments.reporting.results import (
     BASELINE,
     STATIC,
     Comparison,
@@ -25,7 +25,7 @@ from foveate.experiments.results import (
     RunResult,
     Verdict,
 )
-from foveate.experiments.units import at_most, p_value, signed
+from foveate.experiments.reporting.units import at_most, p_value, signed
 
 
 @dataclass(frozen=True)

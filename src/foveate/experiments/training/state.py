@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from foveate.experiments import checkpoint
-from foveate.experiments.checkpoint import Tensors, prefixed, under
+from foveate.experiments.training import checkpoint
+from foveate.experiments.training.checkpoint import Tensors, prefixed, under
 
 
 @dataclass

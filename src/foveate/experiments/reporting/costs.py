@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from foveate.cost import Timing, count_flops, count_parameters, latency, peak_memory, timing
-from foveate.experiments.data import Data
-from foveate.experiments.results import BASELINE, Cost, RunResult
+from foveate.experiments.data.load import Data
+from foveate.experiments.reporting.results import BASELINE, Cost, RunResult
 from foveate.modes import in_mode
 
 # Rounds over all networks, so that a slow moment of the machine falls on all of them.

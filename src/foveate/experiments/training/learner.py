@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 from foveate.experiments.build import Network
 from foveate.experiments.config import Recipe
-from foveate.experiments.freezing import find_classifier, freeze, train_mode
-from foveate.experiments.optimization import build_optimizer, set_learning_rate
-from foveate.experiments.recompute import recompute_blocks
+from foveate.experiments.training.freezing import find_classifier, freeze, train_mode
+from foveate.experiments.training.optimization import build_optimizer, set_learning_rate
+from foveate.experiments.training.recompute import recompute_blocks
 
 
 class Learner:

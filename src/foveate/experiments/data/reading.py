@@ -7,8 +7,8 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 from foveate.errors import InvalidValueError
-from foveate.experiments.images import ImageSet, decode, decode_all
-from foveate.experiments.splits import by_share
+from foveate.experiments.data.images import ImageSet, decode, decode_all
+from foveate.experiments.data.splits import by_share
 
 HELD_BYTES = 2 * 1024**3
 """A set whose pixels take more than this is read from its files batch by batch."""

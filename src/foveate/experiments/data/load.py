@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from foveate.errors import InvalidValueError, check_positive, unknown
-from foveate.experiments import catalogue, folders
-from foveate.experiments.images import ImageSet, common_size
-from foveate.experiments.reading import channel_statistics, read
-from foveate.experiments.splits import by_share, hold_out
+from foveate.experiments.data import catalogue, folders
+from foveate.experiments.data.images import ImageSet, common_size
+from foveate.experiments.data.reading import channel_statistics, read
+from foveate.experiments.data.splits import by_share, hold_out
 
 __all__ = ["Data", "ImageSet", "load_data"]
 

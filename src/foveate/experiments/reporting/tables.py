@@ -14,8 +14,23 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from foveate.experiments.results import BASELINE, CONTROLS, Comparison, Cost, Results, RunResult
-from foveate.experiments.units import MISSING, at_most, duration, milliseconds, p_value, si, signed
+from foveate.experiments.reporting.results import (
+    BASELINE,
+    CONTROLS,
+    Comparison,
+    Cost,
+    Results,
+    RunResult,
+)
+from foveate.experiments.reporting.units import (
+    MISSING,
+    at_most,
+    duration,
+    milliseconds,
+    p_value,
+    si,
+    signed,
+)
 
 COLOURS = {"better": "bold green", "worse": "bold red", "no verdict": "yellow"}
 

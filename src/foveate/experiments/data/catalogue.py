@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from foveate.errors import InvalidValueError, require
-from foveate.experiments.images import ImageSet, to_tensor
+from foveate.experiments.data.images import ImageSet, to_tensor
 
 Splits = dict[str, ImageSet]
 Classes = tuple[str, ...]

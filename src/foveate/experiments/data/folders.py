@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from foveate.errors import InvalidValueError
-from foveate.experiments.images import EXTENSIONS, ImageSet
+from foveate.experiments.data.images import EXTENSIONS, ImageSet
 
 SPLIT_FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 

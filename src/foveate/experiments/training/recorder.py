@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from foveate.experiments.config import RunConfig
-from foveate.experiments.journal import Journal
-from foveate.experiments.progress import Watcher
-from foveate.experiments.state import State
-from foveate.experiments.trackers import Tracker, open_tracker
+from foveate.experiments.training.journal import Journal
+from foveate.experiments.training.progress import Watcher
+from foveate.experiments.training.state import State
+from foveate.experiments.training.trackers import Tracker, open_tracker
 
 METRICS = "metrics.jsonl"
 

@@ -22,7 +22,7 @@ def describe(fabric: Fabric) -> dict[str, Any]:
         "device": _device_name(fabric.device),
         "processes": fabric.world_size,
         "threads": torch.get_num_threads(),
-        "commit": _commit(Path(__file__).parents[1]),
+        "commit": _commit(Path(__file__).parents[2]),
     }
 
 

@@ -1,0 +1,1 @@
+"""Images: by name or folder, split, decoded, held or streamed, augmented, in batches."""

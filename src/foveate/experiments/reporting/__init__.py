@@ -1,0 +1,1 @@
+"""From finished runs to verdicts, tables and a page."""

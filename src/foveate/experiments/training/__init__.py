@@ -1,0 +1,1 @@
+"""One training loop, and what it takes to kill it at any step and lose nothing."""
