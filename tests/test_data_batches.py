@@ -120,6 +120,7 @@ def test_memory_format_and_dtype() -> None:
     assert (images.dtype, labels.dtype) == (torch.float32, torch.int64)
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker")  # on one core
 @pytest.mark.parametrize("workers", [0, 2])
 def test_files_give_the_batches_that_memory_gives(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
