@@ -113,10 +113,11 @@ def test_a_short_last_batch_is_kept_or_dropped(data: Data) -> None:
     assert len(_all(data, drop_last=True, batch_size=103)) == 1
 
 
-def test_memory_format_and_dtype() -> None:
-    data = load_data("digits", limit=16)
-    images, labels = _all(data, channels_last=True)[0]
-    assert images.is_contiguous(memory_format=torch.channels_last)
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_memory_format_and_dtype(tmp_path: Path, layout: torch.memory_format) -> None:
+    data = load_data(str(make_folder(tmp_path, {"a": 5, "b": 5})))
+    images, labels = _all(data, channels_last=layout is torch.channels_last)[0]
+    assert images.is_contiguous(memory_format=layout)
     assert (images.dtype, labels.dtype) == (torch.float32, torch.int64)
 
 
