@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.cost import count_parameters, human, meta_cost
-from foveate.errors import InvalidTypeError, InvalidValueError, UserError, check_choice
+from foveate.errors import InvalidTypeError, InvalidValueError, check_choice
 from foveate.insertion.places import PLACES, Anatomy, Spot
 from foveate.insertion.trace import trace
 from foveate.mechanisms.base import INITS
@@ -178,11 +178,15 @@ def make_plan(
         raise InvalidValueError(_nothing(model, where, anatomy))
     found, refused = _narrow(model, at, anatomy, found, refused)
     sites: list[Site] = []
+    unfit: list[Refusal] = []
     for (name, side), spots in found.items():
         try:
             sites.append(_cost(name, side, spots, mechanism, init, options))
-        except UserError as error:
-            refused.append(Refusal(name, str(error)))
+        except InvalidValueError as error:
+            unfit.append(Refusal(name, str(error)))
+    if not sites and len({refusal.reason for refusal in unfit}) == 1:
+        raise InvalidValueError(unfit[0].reason)  # the option is wrong, not the sites
+    refused += unfit
     plain = not anatomy.residuals and where in ("residual", "pre", "post", "conv3x3")
     return Plan(
         host=type(model).__name__,
