@@ -28,6 +28,7 @@ from safetensors.torch import load_file
 from scipy import stats
 from torch import Tensor, nn
 
+from foveate.experiments.hosts.folded import give_statistics
 from foveate.insertion import insert
 from foveate.mechanisms.base import Gate
 
@@ -51,36 +52,12 @@ def images(folder: Path) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1, labels
 
 
-def unfold(model: nn.Module, images: Tensor) -> None:
-    """Give folded batch norms the statistics of ``images``; the evaluated function stays.
-
-    The released weights were converted from a network whose normalisation had been folded into
-    its convolutions: all means are 0 and all variances 1, so that training mode would normalise
-    by statistics that the scales and shifts know nothing of.
-    """
-
-    def hook(norm: nn.BatchNorm2d, args: tuple[Tensor]) -> None:
-        var, mean = torch.var_mean(args[0], (0, 2, 3), correction=0)
-        gain = norm.weight / (norm.running_var + norm.eps).sqrt()
-        norm.bias.copy_(norm.bias + (mean - norm.running_mean) * gain)
-        norm.weight.copy_(gain * (var + norm.eps).sqrt())
-        norm.running_mean.copy_(mean)
-        norm.running_var.copy_(var)
-
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    handles = [norm.register_forward_pre_hook(hook) for norm in norms]
-    with torch.no_grad():
-        model.eval()(images)
-    for handle in handles:
-        handle.remove()
-
-
 def host(weights: Path, seed: int, calibration: Tensor) -> nn.Module:
     torch.manual_seed(seed)
     model = timm.create_model("mobilenetv2_100", pad_type="same", num_classes=12)
     state = {k: v.float() if v.is_floating_point() else v for k, v in load_file(weights).items()}
     model.load_state_dict({k: v for k, v in state.items() if "classifier" not in k}, strict=False)
-    unfold(model, calibration)
+    give_statistics(model, calibration)
     nn.init.zeros_(model.classifier.weight)
     return model
 

@@ -216,7 +216,7 @@ def test_at_narrows(at: object, names: list[str]) -> None:
         ({"at": "layer9.*"}, "at='layer9.*' matches none of the sites: body.0.bn2, body.1.bn2"),
         ({"where": "shortcut"}, "body.0: its skip is the input itself"),
         ({"reduction": 0}, "reduction=0"),
-        ({"mechanism": "mhsa", "num_heads": 5}, "32.*5"),
+        ({"mechanism": "mhsa", "num_heads": 5}, "num_heads=5 and channels=32"),
     ],
 )
 def test_bad_arguments(arguments: dict, message: str) -> None:

@@ -4,11 +4,13 @@ import hashlib
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from foveate.experiments.config import RunConfig
+from foveate.experiments.data.batches import batches
 from foveate.experiments.data.load import Data
 from foveate.experiments.hosts.by_name import build_host
+from foveate.experiments.hosts.folded import give_statistics, is_folded
 from foveate.insertion import insert
 from foveate.insertion.handle import Handle
 
@@ -41,6 +43,8 @@ def build_network(config: RunConfig, data: Data) -> Network:
         image_size=data.image_size,
         pretrained=config.pretrained,
     )
+    if config.pretrained and is_folded(host):
+        give_statistics(host, _some_images(data))
     chosen = config.mechanism
     if chosen is None:
         return Network(host, None)
@@ -55,6 +59,12 @@ def build_network(config: RunConfig, data: Data) -> Network:
         **chosen.options,
     )
     return Network(host, attention)
+
+
+def _some_images(data: Data) -> Tensor:
+    """One batch of the training split, the same for every seed."""
+    images, _ = next(batches(data.train, data, batch_size=256, shuffle=True))
+    return images
 
 
 def derive_seed(*parts: object) -> int:
