@@ -154,6 +154,11 @@ def _sites(network: Network) -> list[Site]:
     if network.attention is None:
         return []
     return [
-        Site(name=site.name, channels=site.channels, height=site.height, width=site.width)
+        Site(
+            name=f"{site.side} {site.name}",
+            channels=site.channels,
+            height=site.height,
+            width=site.width,
+        )
         for site in network.attention.sites
     ]
