@@ -43,12 +43,13 @@ def test_wheel_works_in_an_empty_environment(wheel: Path, tmp_path: Path) -> Non
     run(*install, wheel, cwd=tmp_path)
     foveate = tmp_path / "venv" / "bin" / "foveate"
     assert "cbam" in run(foveate, "list", cwd=tmp_path)
-    missing = subprocess.run(
-        [foveate, "compare"], capture_output=True, text=True, cwd=tmp_path, check=False
-    )
-    assert missing.returncode == 2
-    assert missing.stderr.strip().endswith("pip install 'foveate[train]'")
-    assert len(missing.stderr.splitlines()) == 1
+    for words, extra in ((["compare"], "train"), (["plan", "resnet18", "se"], "hosts")):
+        missing = subprocess.run(
+            [foveate, *words], capture_output=True, text=True, cwd=tmp_path, check=False
+        )
+        assert missing.returncode == 2, missing.stderr
+        assert missing.stderr.strip().endswith(f"pip install 'foveate[{extra}]'")
+        assert len(missing.stderr.splitlines()) == 1
     run(*install, f"{wheel}[train]", cwd=tmp_path)
     small = ("--epochs", "1", "--seeds", "1", "--limit", "100", "--mechanisms", "se")
     run(foveate, "compare", *small, "--out", "out", cwd=tmp_path)

@@ -45,7 +45,9 @@ def plan(
 
 def build(model: str, size: int) -> Any:
     """A host of 1000 classes for colour images, by name."""
-    from foveate.errors import check_positive
+    from foveate.errors import check_positive, require
+
+    require("torchvision", extra="hosts")
     from foveate.experiments.hosts.by_name import build_host
 
     check_positive(size=size)
