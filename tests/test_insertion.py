@@ -258,6 +258,23 @@ def test_a_module_used_in_two_roles_is_refused() -> None:
     assert "1 of its 2 calls" in plan.refused[0].reason
 
 
+def test_a_branch_with_two_entries_has_no_module_before_it() -> None:
+    class Inception(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Conv2d(8, 4, 1), nn.Conv2d(8, 4, 3, padding=1)
+            self.norm = nn.BatchNorm2d(8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.norm(torch.cat([self.a(x), self.b(x)], dim=1))
+
+    x = torch.rand(1, 8, 4, 4)
+    plan = make_plan(Inception(), "se", where="pre", example=x)
+    assert not plan.sites
+    assert plan.refused[0].reason == "no single module takes the input of the branch"
+    assert [site.name for site in make_plan(Inception(), "se", example=x).sites] == ["norm"]
+
+
 def test_partly_refused_warns_and_does_the_rest() -> None:
     model = torchvision.models.resnet18()
     with pytest.warns(UserWarning, match="5 of 8 places refused 'se': layer1.0: its skip"):
