@@ -128,6 +128,8 @@ def test_handmade(name: str, key: str) -> None:
         ("densenet121", "stage", 5),
         ("efficientnet_b0", "residual", 9),
         ("convnext_tiny", "residual", 18),
+        ("convnext_tiny", "stage", 4),  # between its blocks the channels lie last
+        ("timm:convnext_atto", "head", 1),
         ("regnet_y_400mf", "residual", 16),
         ("googlenet", "conv", 57),
         ("fasterrcnn_resnet50_fpn.backbone", "residual", 16),  # not the sums of the pyramid
