@@ -166,6 +166,38 @@ def test_modes_flags_device_and_dtype_are_kept() -> None:
     assert next(foveate.insert(blank, "se").parameters()).device.type == "meta"
 
 
+def test_finding_sites_draws_no_random_numbers() -> None:
+    class Noisy(Block):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x + torch.rand(x.shape))
+
+    state = torch.get_rng_state()
+    model = Classifier(Noisy(32))
+    torch.set_rng_state(state)
+    plan = make_plan(model, "se", where="residual")
+    assert plan.sites
+    assert torch.equal(torch.get_rng_state(), state)
+    assert str(plan).count("body.bn2") == 1
+
+
+def test_inference_mode_does_not_matter() -> None:
+    model = host()
+    with torch.inference_mode():
+        image = torch.rand(1, 3, 16, 16)
+        inside = foveate.insert(model, "se", where="residual", example=image)
+    outside = foveate.insert(model, "se", where="residual", example=image)
+    assert inside.sites == outside.sites
+    assert not any(parameter.is_inference() for parameter in inside.parameters())
+    model(torch.rand(2, 3, 16, 16)).sum().backward()
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.*:FutureWarning")
+def test_a_compiled_host_is_refused() -> None:
+    for compiled in (torch.compile(host(), backend="eager"), torch.jit.script(nn.Conv2d(3, 3, 1))):
+        with pytest.raises(TypeError, match="must not be compiled yet"):
+            foveate.insert(compiled, "se")
+
+
 def test_a_failing_forward_leaves_nothing_behind() -> None:
     class Broken(Block):
         def forward(self, x: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from foveate.cost import (
 )
 from foveate.insertion.hooks import attachments
 from foveate.modes import in_mode
+from foveate.printing import as_text
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,7 @@ class Profile:
         return asdict(self)
 
     def __str__(self) -> str:
-        from rich.console import Console
-
-        console = Console(width=100, color_system=None)
-        with console.capture() as capture:
-            console.print(self)
-        return capture.get().rstrip()
+        return as_text(self)
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
         from rich.table import Table

@@ -117,7 +117,7 @@ def _build(plan: Plan, site: Site, owner: nn.Module, model: nn.Module) -> nn.Mod
     tensors = chain(owner.parameters(), owner.buffers(), model.parameters(), model.buffers())
     like = next((tensor for tensor in tensors if tensor.is_floating_point()), None)
     device = like.device if like is not None else torch.get_default_device()
-    with torch.device(device):
+    with torch.inference_mode(False), torch.device(device):
         module = create(plan.mechanism, site.channels, init=plan.init, **plan.options)
     if like is not None:
         module.to(like.dtype)

@@ -15,6 +15,7 @@ from foveate.errors import InvalidTypeError, InvalidValueError, check_choice
 from foveate.insertion.places import PLACES, Anatomy, Spot
 from foveate.insertion.trace import trace
 from foveate.mechanisms.base import INITS
+from foveate.printing import as_text
 from foveate.registry import create, get_mechanism
 
 At = str | Callable[[str, nn.Module], bool]
@@ -78,12 +79,7 @@ class Plan:
         return {**asdict(self), "parameters": self.parameters, "flops": self.flops}
 
     def __str__(self) -> str:
-        from rich.console import Console
-
-        console = Console(width=100, color_system=None)
-        with console.capture() as capture:
-            console.print(self)
-        return capture.get().rstrip()
+        return as_text(self)
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
         from rich.table import Table
@@ -169,8 +165,7 @@ def make_plan(
     cls = get_mechanism(mechanism)
     where = check_choice("place", where or str(getattr(cls, "place", "residual")), PLACES)
     check_choice("init", init, INITS)
-    if not isinstance(model, nn.Module):
-        raise InvalidTypeError(f"model must be a torch.nn.Module, but got {type(model).__name__}")
+    _check_host(model)
     record, batch = _trace(model, example)
     anatomy = Anatomy(record)
     found, refused = _group(PLACES[where](anatomy), anatomy)
@@ -200,6 +195,15 @@ def make_plan(
         host_flops=record.flops // batch,
         notes=(_CHAIN_NOTE.format(where=where),) if plain else (),
     )
+
+
+def _check_host(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise InvalidTypeError(f"model must be a torch.nn.Module, but got {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule) or hasattr(model, "_orig_mod"):
+        raise InvalidTypeError(
+            f"model must not be compiled yet, but got {type(model).__name__}: insert, then compile"
+        )
 
 
 def _group(

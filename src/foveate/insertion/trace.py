@@ -102,6 +102,7 @@ def trace(model: nn.Module, example: Any) -> Trace:
     with (
         in_mode(model, training=False),
         torch.random.fork_rng(),
+        torch.inference_mode(False),
         torch.no_grad(),
         counter,
         recorder.recording(),
@@ -163,11 +164,11 @@ class _Recorder(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        versions = {id(tensor): tensor._version for tensor in inputs}
+        versions = {id(tensor): _version(tensor) for tensor in inputs}
         result = func(*args, **kwargs)
         parents = tuple(dict.fromkeys(n for t in inputs if (n := self._node(t)) is not None))
         for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and versions.get(id(tensor)) != tensor._version:
+            if isinstance(tensor, Tensor) and versions.get(id(tensor)) != _version(tensor):
                 self.add(_function_name(func), parents, tensor)
         return result
 
@@ -189,6 +190,11 @@ class _Recorder(TorchFunctionMode):
             # To the host, what attention makes of a module's output is that module's output.
             earlier = next(c for c in reversed(self.ended) if c.module is owner)
             earlier.output = call.output
+
+
+def _version(tensor: Tensor) -> int:
+    """Counts the in-place changes of a tensor; one made in inference mode has no counter."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _function_name(func: Any) -> str:
