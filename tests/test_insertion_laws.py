@@ -1,6 +1,8 @@
 """Laws of insertion over hosts that nobody prepared, places and mechanisms."""
 
+import copy
 import itertools
+import pickle
 import warnings
 
 import pytest
@@ -105,6 +107,33 @@ def test_zoo(name: str) -> None:
     taken = [where for where in ZOO_PLACES if check_host(model, args, _CYCLE[name, where], where)]
     assert {"stage", "conv3x3", "pre"} <= set(taken)
     assert "residual" in taken or name == "squeezenet1_1"  # it has neither additions nor norms
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "where"),
+    [
+        ("resnet18", "cbam", "residual"),
+        ("mobilenet_v2", "coord", "post"),
+        ("densenet121", "se", "stage"),
+        ("timm:convnext_atto", "nl", "stage"),
+        ("timm:efficientnet_b0", "eca", "pre"),
+    ],
+)
+def test_zoo_copied_compiled_and_exported(name: str, key: str, where: str) -> None:
+    torch.manual_seed(0)
+    model, x = ZOO[name](), torch.rand(2, 3, 64, 64)
+    put(model, key, where=where, example=x, init="paper")
+    model.eval()
+    with torch.no_grad():
+        want = model(x)
+        assert torch.equal(copy.deepcopy(model)(x), want)
+        assert torch.equal(pickle.loads(pickle.dumps(model))(x), want)
+        torch._dynamo.reset()
+        assert torch.equal(torch.compile(model, backend="eager", fullgraph=True)(x), want)
+        dynamic = ({0: torch.export.Dim("batch")},)
+        exported = torch.export.export(model, (x,), dynamic_shapes=dynamic).module()
+        other = torch.rand(3, 3, 64, 64)
+        torch.testing.assert_close(exported(other), model(other))
 
 
 @pytest.mark.parametrize("key", foveate.list_mechanisms())
