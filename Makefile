@@ -9,7 +9,7 @@ OUT ?= demo-report
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-demo: $(VENV)/.demo ## Compare attention on handwritten digits and write a report (about 4 minutes)
+demo: $(VENV)/.demo ## Compare attention on handwritten digits and write a report (1 to 4 minutes)
 	$(BIN)/foveate compare --out $(OUT)
 
 test: $(VENV)/.test ## Run the whole test suite

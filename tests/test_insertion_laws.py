@@ -195,14 +195,14 @@ def test_sites_of_resnet18() -> None:
     assert [site.name for site in make_plan(model, "se", where="head").sites] == ["layer4.1"]
 
 
-@pytest.mark.parametrize("where", PLACES)
+# The skips of this host have no module.
+@pytest.mark.parametrize("where", sorted(set(PLACES) - {"shortcut"}))
 def test_attention_acts_where_the_plan_says(where: str) -> None:
     """A gate of a half at each planned site equals halving there by hand."""
     torch.manual_seed(0)
     model, args = HANDMADE["in_place"](), image("in_place")
     handle = put(model, "static", where=where, example=args, init="paper")
-    if handle is None:
-        pytest.skip("the skips of this host have no module")
+    assert handle is not None
     with torch.no_grad():
         for parameter in handle.parameters():
             parameter.zero_()  # a gate of sigmoid(0)
