@@ -36,6 +36,11 @@ def random_map(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -
     return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
+def fitted(case: Case, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape with channels that the mechanism takes."""
+    return (shape[0], case.fit(shape[1]), *shape[2:])
+
+
 def gradients(module: nn.Module, x: Tensor) -> dict[str, Tensor]:
     """Gradients of a random weighting of the output, with respect to all parameters."""
     y = module(x)
@@ -48,6 +53,7 @@ def gradients(module: nn.Module, x: Tensor) -> dict[str, Tensor]:
 @both_inits
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_equals_its_reference(case: Case, init: str, shape: tuple[int, ...]) -> None:
+    shape = fitted(case, shape)
     module, x = case.randomised(shape[1], init=init), random_map(*shape)
     assert_close(module(x), case.reference(x, module.state_dict(), **case.options))
 
@@ -55,6 +61,7 @@ def test_equals_its_reference(case: Case, init: str, shape: tuple[int, ...]) -> 
 @every_normalised
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_equals_its_reference_in_training(case: Case, shape: tuple[int, ...]) -> None:
+    shape = fitted(case, shape)
     module, x = case.randomised(shape[1], init="identity").train(), random_map(*shape)
     weights = copy.deepcopy(module.state_dict())
     assert_close(module(x), case.reference(x, weights, **case.options, training=True))
@@ -63,7 +70,7 @@ def test_equals_its_reference_in_training(case: Case, shape: tuple[int, ...]) ->
 @every_case
 @pytest.mark.parametrize("training", [False, True])
 def test_gradients_are_those_of_finite_differences(case: Case, training: bool) -> None:
-    module = case.randomised(4, init="identity").train(training)
+    module = case.randomised(case.fit(4), init="identity").train(training)
     names = [name for name, _ in module.named_parameters()]
 
     def function(x: Tensor, *parameters: Tensor) -> Tensor:
@@ -71,15 +78,17 @@ def test_gradients_are_those_of_finite_differences(case: Case, training: bool) -
         weights = {**dict(zip(names, parameters, strict=True)), **buffers}
         return torch.func.functional_call(module, weights, x)
 
-    x = random_map(2, 4, 2, 3).requires_grad_()
-    assert torch.autograd.gradcheck(function, (x, *module.parameters()))
+    x = random_map(2, case.fit(4), 2, 3).requires_grad_()
+    inputs = (x, *module.parameters())
+    assert torch.autograd.gradcheck(function, inputs, fast_mode=case.multiple > 4)
 
 
 @every_case
 @both_inits
 @pytest.mark.parametrize("training", [False, True])
 def test_every_parameter_matters(case: Case, init: str, training: bool) -> None:
-    module, x = case.randomised(WIDE, init=init).train(training), random_map(3, WIDE, 6, 5)
+    module, x = case.randomised(case.fit(WIDE), init=init), random_map(3, case.fit(WIDE), 6, 5)
+    module.train(training)
     constant = {*case.constant, *(case.constant_in_training if training else ())}
     assert constant <= dict(module.named_parameters()).keys()
     for name, gradient in gradients(module, x).items():
@@ -97,19 +106,19 @@ def test_every_parameter_matters(case: Case, init: str, training: bool) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("training", [False, True])
 def test_identity_form_changes_no_bit(case: Case, dtype: torch.dtype, training: bool) -> None:
-    module = case.create(16, init="identity").to(dtype).train(training)
-    x = random_map(2, 16, 7, 5, dtype=dtype)
+    module = case.create(case.fit(16), init="identity").to(dtype).train(training)
+    x = random_map(2, case.fit(16), 7, 5, dtype=dtype)
     assert torch.equal(module(x), x)
 
 
 @every_case
 def test_identity_form_moves_every_parameter_in_two_steps(case: Case) -> None:
     torch.manual_seed(0)
-    module = case.create(WIDE, init="identity")
+    module = case.create(case.fit(WIDE), init="identity")
     before = copy.deepcopy(dict(module.named_parameters()))
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
     for step in range(2):
-        x = random_map(4, WIDE, 6, 5, dtype=torch.float32, seed=step)
+        x = random_map(4, case.fit(WIDE), 6, 5, dtype=torch.float32, seed=step)
         optimizer.zero_grad()
         (module(x) * random_map(*x.shape, dtype=torch.float32, seed=step + 2)).sum().backward()
         optimizer.step()
@@ -121,7 +130,10 @@ def test_identity_form_moves_every_parameter_in_two_steps(case: Case) -> None:
 @every_case
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_narrow_dtypes_are_kept_and_close_to_float64(case: Case, dtype: torch.dtype) -> None:
-    narrow, x = case.randomised(16, init="identity", dtype=dtype), random_map(2, 16, 7, 5)
+    narrow, x = (
+        case.randomised(case.fit(16), init="identity", dtype=dtype),
+        random_map(2, case.fit(16), 7, 5),
+    )
     wide = copy.deepcopy(narrow).double()
     x = x.to(dtype)
     y = narrow(x)
@@ -131,8 +143,8 @@ def test_narrow_dtypes_are_kept_and_close_to_float64(case: Case, dtype: torch.dt
 
 @every_case
 def test_autocast_keeps_the_dtype_of_the_input(case: Case) -> None:
-    module = case.randomised(16, init="identity", dtype=torch.float32)
-    x = random_map(2, 16, 7, 5, dtype=torch.float32)
+    module = case.randomised(case.fit(16), init="identity", dtype=torch.float32)
+    x = random_map(2, case.fit(16), 7, 5, dtype=torch.float32)
     expected = copy.deepcopy(module).double()(x.double())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = module(x)
@@ -145,7 +157,7 @@ def test_autocast_keeps_the_dtype_of_the_input(case: Case) -> None:
 
 @every_case
 def test_memory_format_is_kept(case: Case) -> None:
-    module, x = case.randomised(16, init="identity"), random_map(2, 16, 7, 5)
+    module, x = case.randomised(case.fit(16), init="identity"), random_map(2, case.fit(16), 7, 5)
     y = module(x)
     last = module(x.contiguous(memory_format=torch.channels_last))
     assert y.is_contiguous()
@@ -157,7 +169,7 @@ def test_memory_format_is_kept(case: Case) -> None:
 @both_inits
 @pytest.mark.parametrize("side", [1, 3])
 def test_trains_on_a_batch_of_one(case: Case, init: str, side: int) -> None:
-    module, x = case.create(8, init=init).double(), random_map(1, 8, side, side)
+    module, x = case.create(case.fit(8), init=init).double(), random_map(1, case.fit(8), side, side)
     x.requires_grad_()
     y = module(x)
     y.sum().backward()
@@ -168,8 +180,8 @@ def test_trains_on_a_batch_of_one(case: Case, init: str, side: int) -> None:
 @every_case
 @pytest.mark.parametrize("training", [False, True])
 def test_an_empty_map_is_no_trap(case: Case, training: bool) -> None:
-    module = case.randomised(16, init="identity").train(training)
-    x = torch.zeros(2, 16, 5, 4, dtype=torch.float64, requires_grad=True)
+    module = case.randomised(case.fit(16), init="identity").train(training)
+    x = torch.zeros(2, case.fit(16), 5, 4, dtype=torch.float64, requires_grad=True)
     y = module(x)
     y.sum().backward()
     assert y.isfinite().all()
@@ -179,33 +191,56 @@ def test_an_empty_map_is_no_trap(case: Case, training: bool) -> None:
 @every_case
 @pytest.mark.parametrize("channels", [1, 3, 17])
 def test_takes_any_number_of_channels(case: Case, channels: int) -> None:
+    channels *= case.multiple
     x = random_map(2, channels, 5, 4)
     y = case.randomised(channels)(x)
     assert y.shape == x.shape
     assert not torch.equal(y, x)
 
 
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case.multiple > 1], ids=lambda case: case.id
+)
+def test_other_numbers_of_channels_are_refused(case: Case) -> None:
+    with pytest.raises(ValueError, match=f"={case.multiple + 1}"):
+        case.create(case.multiple + 1)
+
+
+@every_case
+def test_has_the_parameters_of_the_paper(case: Case) -> None:
+    for channels in (1, 3, 16, 40, 64, 512):
+        with torch.device("meta"):
+            module = case.create(case.fit(channels))
+        expected = case.parameters(case.fit(channels), **case.options)
+        assert sum(parameter.numel() for parameter in module.parameters()) == expected
+
+
 @every_case
 def test_builds_without_memory(case: Case) -> None:
-    module = case.randomised(16, init="identity")
+    module = case.randomised(case.fit(16), init="identity")
     with torch.device("meta"):
-        empty = case.create(16, init="identity").double()
-        assert empty(torch.empty(2, 16, 7, 5, dtype=torch.float64)).shape == (2, 16, 7, 5)
+        empty = case.create(case.fit(16), init="identity").double()
+        assert empty(torch.empty(2, case.fit(16), 7, 5, dtype=torch.float64)).shape == (
+            2,
+            case.fit(16),
+            7,
+            5,
+        )
     assert all(tensor.is_meta for tensor in empty.state_dict().values())
     filled = empty.to_empty(device="cpu").eval()
     filled.load_state_dict(module.state_dict())
-    x = random_map(2, 16, 7, 5)
+    x = random_map(2, case.fit(16), 7, 5)
     assert torch.equal(filled(x), module(x))
 
 
 @every_case
 @both_inits
 def test_copies_are_the_same_module(case: Case, init: str) -> None:
-    module, x = case.randomised(16, init=init), random_map(2, 16, 7, 5)
+    module, x = case.randomised(case.fit(16), init=init), random_map(2, case.fit(16), 7, 5)
     file = io.BytesIO()
     torch.save(module.state_dict(), file)
     file.seek(0)
-    loaded = case.create(16, init=init).double().eval()
+    loaded = case.create(case.fit(16), init=init).double().eval()
     loaded.load_state_dict(torch.load(file, weights_only=True))
     for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module)), loaded):
         assert torch.equal(twin(x), module(x))
@@ -214,7 +249,7 @@ def test_copies_are_the_same_module(case: Case, init: str) -> None:
 @every_case
 @both_inits
 def test_repr_builds_it_again(case: Case, init: str) -> None:
-    module = case.create(16, init=init)
+    module = case.create(case.fit(16), init=init)
     again = eval(repr(module), vars(foveate.mechanisms))
     assert repr(again) == repr(module)
     assert {**again.settings(), "init": again.init} == {**module.settings(), "init": init}
@@ -225,14 +260,14 @@ def test_repr_builds_it_again(case: Case, init: str) -> None:
 
 @every_case
 def test_one_image_does_not_see_another(case: Case) -> None:
-    module, x = case.randomised(16, init="identity"), random_map(3, 16, 7, 5)
+    module, x = case.randomised(case.fit(16), init="identity"), random_map(3, case.fit(16), 7, 5)
     alone = torch.cat([module(image) for image in x.split(1)])
     torch.testing.assert_close(module(x), alone, **TOLERANCES[torch.float64])
 
 
 @every_case
 def test_rows_and_columns_are_treated_alike(case: Case) -> None:
-    module, x = case.randomised(16), random_map(2, 16, 7, 5)
+    module, x = case.randomised(case.fit(16)), random_map(2, case.fit(16), 7, 5)
     twin = copy.deepcopy(module)
     twin.load_state_dict(case.transposed(module.state_dict()))
     torch.testing.assert_close(twin(x.mT).mT, module(x), **TOLERANCES[torch.float64])
@@ -240,18 +275,19 @@ def test_rows_and_columns_are_treated_alike(case: Case) -> None:
 
 @every_case
 def test_maps_have_their_names_and_shapes(case: Case) -> None:
-    module, x = case.randomised(16, init="identity"), random_map(2, 16, 7, 5)
-    sizes = {"B": 2, "C": 16, "H": 7, "W": 5, "1": 1}
+    module, x = case.randomised(case.fit(16), init="identity"), random_map(2, case.fit(16), 7, 5)
+    sizes = {"B": 2, "C": case.fit(16), "H": 7, "W": 5}
     shapes = {name: tuple(one.shape) for name, one in module.maps(x).items()}
     assert shapes == {
-        name: tuple(sizes[letter] for letter in letters) for name, letters in case.maps.items()
+        name: tuple(sizes.get(letter) or int(letter) for letter in letters)
+        for name, letters in case.maps.items()
     }
 
 
 @every_case
 def test_compiles_to_one_graph(case: Case) -> None:
     torch.compiler.reset()
-    module, x = case.randomised(16, init="identity"), random_map(2, 16, 7, 5)
+    module, x = case.randomised(case.fit(16), init="identity"), random_map(2, case.fit(16), 7, 5)
     compiled = torch.compile(module, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(x), module(x), **TOLERANCES[torch.float64])
 
@@ -259,7 +295,7 @@ def test_compiles_to_one_graph(case: Case) -> None:
 @every_default
 def test_compiles_with_its_gradients(case: Case) -> None:
     torch.compiler.reset()
-    module, x = case.randomised(16, init="identity"), random_map(2, 16, 7, 5)
+    module, x = case.randomised(case.fit(16), init="identity"), random_map(2, case.fit(16), 7, 5)
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     expected = gradients(module, x)
     for name, gradient in gradients(compiled, x).items():
@@ -271,17 +307,19 @@ def test_compiles_with_its_gradients(case: Case) -> None:
 def test_compiles_to_machine_code() -> None:
     torch.compiler.reset()
     (case,) = (case for case in DEFAULTS if case.key == "se")
-    module, x = case.randomised(16, init="identity"), random_map(2, 16, 7, 5)
+    module, x = case.randomised(case.fit(16), init="identity"), random_map(2, case.fit(16), 7, 5)
     compiled = torch.compile(module, fullgraph=True)
     torch.testing.assert_close(compiled(x), module(x), **TOLERANCES[torch.float64])
 
 
 @every_case
 def test_exports_with_any_batch_and_size(case: Case) -> None:
-    module = case.randomised(16, init="identity")
+    module = case.randomised(case.fit(16), init="identity")
     sizes = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
-    program = torch.export.export(module, (random_map(2, 16, 7, 5),), dynamic_shapes=(sizes,))
+    program = torch.export.export(
+        module, (random_map(2, case.fit(16), 7, 5),), dynamic_shapes=(sizes,)
+    )
     exported = program.module()
     for shape in [(3, 16, 6, 9), (5, 16, 11, 4)]:
-        x = random_map(*shape)
+        x = random_map(*fitted(case, shape))
         torch.testing.assert_close(exported(x), module(x), **TOLERANCES[torch.float64])

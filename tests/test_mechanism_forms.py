@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import foveate
 from cases import CASES, DEFAULTS, Case
-from foveate.mechanisms.base import Gate, Mixer
+from foveate.mechanisms.base import Gate, Mixer, Replacement
 from foveate.mechanisms.norm import GateNorm
 
 
@@ -18,7 +18,8 @@ def random_map(*shape: int) -> Tensor:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_identity_form_at_full_strength_is_the_papers(case: Case) -> None:
-    identity, paper = case.randomised(16, init="identity"), case.randomised(16, init="paper")
+    channels = case.fit(16)
+    identity, paper = (case.randomised(channels, init=init) for init in ("identity", "paper"))
     for name, parameter in identity.named_parameters():
         if name in ("strength", "scale"):
             nn.init.ones_(parameter)
@@ -26,8 +27,9 @@ def test_identity_form_at_full_strength_is_the_papers(case: Case) -> None:
         nn.init.ones_(paper.scale)
     shared = {n: w for n, w in identity.state_dict().items() if n in paper.state_dict()}
     paper.load_state_dict(shared)
-    x = random_map(2, 16, 6, 5).double()
-    torch.testing.assert_close(identity(x), paper(x))
+    x = random_map(2, channels, 6, 5).double()
+    host = x if isinstance(paper, Replacement) else 0
+    torch.testing.assert_close(identity(x) - host, paper(x))
 
 
 @pytest.mark.parametrize("key", ["nl", "danet_position", "danet_channel", "danet", "criss_cross"])
@@ -45,15 +47,17 @@ def test_non_local_starts_as_the_identity_without_its_norm() -> None:
 
 @pytest.mark.parametrize("case", DEFAULTS, ids=lambda case: case.id)
 def test_identity_form_adds_at_most_one_number(case: Case) -> None:
-    paper, identity = case.create(16, init="paper"), case.create(16, init="identity")
+    paper, identity = (case.create(case.fit(16), init=init) for init in ("paper", "identity"))
     added = identity.state_dict().keys() - paper.state_dict().keys()
-    assert added <= {"strength", "scale"}
     if isinstance(identity, Gate):
-        assert added == {"strength"}
-        assert identity.strength == 0
+        assert added == (set() if identity.published_identity else {"strength"})
+    elif isinstance(identity, Mixer):
+        published = identity.published_scale is not None or identity.identity_scale is None
+        assert added == (set() if published else {"scale"})
     else:
-        assert isinstance(identity, Mixer)
-        assert added == ({"scale"} if case.key == "mhsa" else set())
+        assert isinstance(identity, Replacement)
+        assert added == {"scale"}
+    assert all(identity.get_parameter(name) == 0 for name in added)
 
 
 @pytest.mark.parametrize("key", ["cbam", "spatial"])
@@ -105,16 +109,16 @@ def test_parallel_sum_averages_with_convex_weights() -> None:
 
 @pytest.mark.parametrize("shape", ["channel", "spatial", "both"])
 def test_static_is_blind_to_its_input(shape: str) -> None:
-    case = next(case for case in CASES if case.options.get("shape", "channel") == shape)
-    module = Case("static", case.reference, case.maps, {"shape": shape}).randomised(16)
+    module = foveate.create("static", 16, shape=shape)
     one, other = (module.maps(torch.randn(2, 16, 6, 5)) for _ in range(2))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_gates_multiply_their_input_by_their_maps() -> None:
     for case in CASES:
-        module, x = case.randomised(16, init="identity"), random_map(2, 16, 6, 5).double()
-        if isinstance(module, Gate) and case.options.get("order") != "parallel_sum":
+        module = case.randomised(case.fit(16), init="identity")
+        x = random_map(2, case.fit(16), 6, 5).double()
+        if type(module).forward is Gate.forward:
             expected = x
             for gate in module.maps(x).values():
                 expected = expected * gate
@@ -123,8 +127,8 @@ def test_gates_multiply_their_input_by_their_maps() -> None:
 
 def test_mixers_map_the_length_of_what_they_add() -> None:
     for case in CASES:
-        module, x = case.randomised(16), random_map(2, 16, 6, 5).double()
-        if isinstance(module, Mixer) and case.key != "danet":
+        module, x = case.randomised(case.fit(16)), random_map(2, case.fit(16), 6, 5).double()
+        if isinstance(module, Mixer) and type(module).maps is Mixer.maps:
             lengths = (module(x) - x).square().sum(1, keepdim=True).sqrt()
             torch.testing.assert_close(module.maps(x)["added"], lengths)
 

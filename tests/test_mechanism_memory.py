@@ -26,8 +26,8 @@ class LargestTensor(TorchDispatchMode):
 
 def largest(case: Case, side: int, dtype: torch.dtype = torch.float32) -> int:
     """Elements of the largest tensor of one forward and backward pass."""
-    module = case.create(8, init="identity").to(dtype)
-    x = torch.randn(1, 8, side, side, dtype=dtype, requires_grad=True)
+    module = case.create(case.fit(8), init="identity").to(dtype)
+    x = torch.randn(1, case.fit(8), side, side, dtype=dtype, requires_grad=True)
     with LargestTensor() as recorded:
         module(x).sum().backward()
     return recorded.numel
@@ -47,6 +47,7 @@ def test_grows_with_the_number_of_positions(case: Case, dtype: torch.dtype) -> N
 @every_all_pairs_case
 @pytest.mark.parametrize("channels", [1, 2, 8])
 def test_holds_no_pairs_on_channels_last_maps(case: Case, channels: int) -> None:
+    channels = case.fit(channels)
     module = case.create(channels).to(memory_format=torch.channels_last)
     x = torch.randn(1, channels, 24, 24).contiguous(memory_format=torch.channels_last)
     x.requires_grad_()

@@ -41,8 +41,16 @@ def test_references_are_used_and_do_not_import_foveate() -> None:
     for path in (TESTS / "references").glob("*.py"):
         assert "import foveate" not in path.read_text()
         assert "from foveate" not in path.read_text()
-        if path.stem not in ("__init__", "batch_norm"):
+        if path.stem not in ("__init__", "batch_norm", "variant"):
             assert f"references.{path.stem}" in used
+
+
+@pytest.mark.parametrize("key", foveate.list_mechanisms())
+def test_named_variants_are_held_against_the_contract(key: str) -> None:
+    cls = foveate.get_mechanism(key)
+    held = [case.options for case in CASES if case.key == key]
+    for options in (*cls.variants.values(), *cls.timm.values()):
+        assert options in held
 
 
 def test_list_takes_a_pattern() -> None:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from references.batch_norm import batch_norm
+from references.variant import CHANNEL, SPATIAL, Variant, transpose
 
 
 def cbam(x: Tensor, weights: dict[str, Tensor], **options: object) -> Tensor:
@@ -72,3 +73,52 @@ def spatial_gate(x: Tensor, weights: dict[str, Tensor], *, training: bool) -> Te
     if "spatial_gate.bn.weight" in weights:
         z = batch_norm(z, weights, "spatial_gate.bn", training=training)
     return 1 / (1 + (-z).exp())
+
+
+def spatial_parameters(channels: int, kernel_size: int = 7, norm: bool = True) -> int:
+    return 2 * kernel_size**2 + 2 * norm
+
+
+def parameters(channels: int, reduction: int = 16, **options: object) -> int:
+    hidden = max(1, channels // reduction)
+    shape = {name: options[name] for name in ("kernel_size", "norm") if name in options}
+    mixing = 2 * (options.get("order") == "parallel_sum")
+    channel = 2 * channels * hidden + channels + hidden
+    return channel + spatial_parameters(channels, **shape) + mixing
+
+
+VARIANTS = [
+    *(
+        Variant(
+            "spatial",
+            spatial_attention,
+            SPATIAL,
+            spatial_parameters,
+            options,
+            transposed=transpose("spatial_gate.conv.weight"),
+        )
+        for options in ({}, {"kernel_size": 3}, {"norm": False})
+    ),
+    *(
+        Variant(
+            "cbam",
+            cbam,
+            {**CHANNEL, **SPATIAL},
+            parameters,
+            options,
+            transposed=transpose("spatial_gate.conv.weight"),
+        )
+        for options in (
+            {},
+            {"order": "spatial_first"},
+            {"order": "parallel_sum"},
+            {"order": "parallel_product"},
+            {"pooling": "avg"},
+            {"pooling": "max"},
+            {"pooling": "lse"},
+            {"pooling": "lp"},
+            {"kernel_size": 3, "norm": False},
+            {"reduction": 2},
+        )
+    ),
+]

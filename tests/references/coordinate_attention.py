@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from references.batch_norm import batch_norm
+from references.variant import Variant, swap
 
 
 def coordinate_attention(x: Tensor, weights: dict[str, Tensor], **options: object) -> Tensor:
@@ -27,3 +28,22 @@ def coordinate_attention(x: Tensor, weights: dict[str, Tensor], **options: objec
 def conv(z: Tensor, weights: dict[str, Tensor], name: str) -> Tensor:
     weight, bias = weights[f"{name}.weight"].flatten(1), weights[f"{name}.bias"]
     return torch.einsum("oc,bcn->bon", weight, z) + bias[:, None]
+
+
+def parameters(channels: int, reduction: int = 32) -> int:
+    hidden = max(8, channels // reduction)
+    return channels * hidden + hidden + 2 * hidden + 2 * (hidden * channels + channels)
+
+
+VARIANTS = [
+    Variant(
+        "coord",
+        coordinate_attention,
+        {"height": "BCH1", "width": "BC1W"},
+        parameters,
+        options,
+        constant_in_training=("conv1.bias",),
+        transposed=swap(conv_h="conv_w"),
+    )
+    for options in ({}, {"reduction": 1})
+]

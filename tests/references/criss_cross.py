@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from references.variant import ADDED, Variant
+
 
 def criss_cross(x: Tensor, weights: dict[str, Tensor], **options: object) -> Tensor:
     for _ in range(int(str(options.get("recurrence", 2)))):
@@ -31,3 +33,14 @@ def once(x: Tensor, weights: dict[str, Tensor]) -> Tensor:
 def path(i: int, j: int, rows: int, columns: int) -> list[tuple[int, int]]:
     """The positions that position ``(i, j)`` attends to: its row, and its column but for itself."""
     return [(i, b) for b in range(columns)] + [(a, j) for a in range(rows) if a != i]
+
+
+def parameters(channels: int, recurrence: int = 2) -> int:
+    hidden = max(1, channels // 8)
+    return 2 * (channels * hidden + hidden) + channels**2 + channels + 1
+
+
+VARIANTS = [
+    Variant("criss_cross", criss_cross, ADDED, parameters, options, constant=("key_conv.bias",))
+    for options in ({}, {"recurrence": 1}, {"recurrence": 3})
+]

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from references.variant import ADDED, Variant
+
 
 def danet_position(x: Tensor, weights: dict[str, Tensor], **options: object) -> Tensor:
     return x + weights["scale"] * position(x, weights)
@@ -43,3 +45,29 @@ def channel(x: Tensor) -> Tensor:
             f = (row.max() - row - (row.max() - row).max()).exp()
             out[b, i] = sum(w * token for w, token in zip(f / f.sum(), tokens[b], strict=True))
     return out.view_as(x)
+
+
+def position_parameters(channels: int) -> int:
+    hidden = max(1, channels // 8)
+    return 2 * (channels * hidden + hidden) + channels**2 + channels + 1
+
+
+VARIANTS = [
+    Variant(
+        "danet_position",
+        danet_position,
+        ADDED,
+        position_parameters,
+        constant=("key_conv.bias",),
+        all_pairs=True,
+    ),
+    Variant("danet_channel", danet_channel, ADDED, lambda channels: 1),
+    Variant(
+        "danet",
+        danet,
+        {"position": "B1HW", "channel": "B1HW"},
+        lambda channels: position_parameters(channels) + 1,
+        constant=("position.key_conv.bias",),
+        all_pairs=True,
+    ),
+]

@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from references.variant import CHANNEL, Variant
+
 
 def efficient_channel_attention(x: Tensor, weights: dict[str, Tensor], **options: object) -> Tensor:
     """``weights`` is ``conv.weight``, ``(1, 1, k)``; channels beyond the ends count as zero."""
@@ -29,3 +31,13 @@ def kernel_size(channels: int, gamma: float = 2, b: float = 1) -> int:
     """The odd number nearest below or at the next integer, as ``models/eca_module.py`` computes."""
     t = int(abs((math.log(channels, 2) + b) / gamma))
     return t if t % 2 else t + 1
+
+
+def parameters(channels: int, **options: int) -> int:
+    return options.get("kernel_size") or kernel_size(channels, **options)
+
+
+VARIANTS = [
+    Variant("eca", efficient_channel_attention, CHANNEL, parameters, options)
+    for options in ({}, {"kernel_size": 5}, {"gamma": 1, "b": 2})
+]

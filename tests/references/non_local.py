@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from references.batch_norm import batch_norm
+from references.variant import ADDED, Variant
 
 
 def non_local(x: Tensor, weights: dict[str, Tensor], **options: object) -> Tensor:
@@ -57,3 +58,46 @@ def pooled(x: Tensor) -> Tensor:
         for j in range(W // w):
             out[:, :, i, j] = x[:, :, i * h : i * h + h, j * w : j * w + w].amax((2, 3))
     return out
+
+
+def parameters(
+    channels: int, form: str = "embedded_gaussian", norm: bool = True, **options: object
+) -> int:
+    inner = max(1, channels // 2)
+    projections = 1 if form == "gaussian" else 3
+    pairwise = 2 * inner * (form == "concatenation")
+    out = inner * channels + channels + 2 * channels * norm
+    return projections * (channels * inner + inner) + pairwise + out
+
+
+def _variant(options: dict[str, object]) -> Variant:
+    form = options.get("form", "embedded_gaussian")
+    in_training = ("out.bias", "g.bias") if "gaussian" in form else ("out.bias",)
+    return Variant(
+        "nl",
+        non_local,
+        ADDED,
+        parameters,
+        options,
+        constant=("phi.bias",) if form == "embedded_gaussian" else (),
+        constant_in_training=in_training if options.get("norm", True) else (),
+        all_pairs=True,
+    )
+
+
+VARIANTS = [
+    _variant(options)
+    for options in (
+        {},
+        {"form": "gaussian"},
+        {"form": "dot_product"},
+        {"form": "concatenation"},
+        {"scaled": False},
+        {"norm": False},
+        {"sub_sample": True},
+        {"sub_sample": True, "pool_position": "after"},
+        {"form": "gaussian", "sub_sample": True},
+        {"form": "dot_product", "sub_sample": True, "pool_position": "after"},
+        {"form": "concatenation", "sub_sample": True, "norm": False},
+    )
+]

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from references.variant import ADDED, Variant
+
 
 def self_attention(x: Tensor, weights: dict[str, Tensor], **options: object) -> Tensor:
     """``qkv`` holds queries, keys and values of all heads, in this order; then ``out``."""
@@ -32,3 +34,20 @@ def scores(q: Tensor, k: Tensor, weights: dict[str, Tensor], head: int, score: s
 def linear(tokens: Tensor, weights: dict[str, Tensor], name: str) -> Tensor:
     out = torch.einsum("oc,bcn->bon", weights[f"{name}.weight"].flatten(1), tokens)
     return out + weights[f"{name}.bias"][:, None] if f"{name}.bias" in weights else out
+
+
+def parameters(channels: int, bias: bool = True, **options: object) -> int:
+    additive = channels * (options.get("score") == "additive")
+    return 4 * (channels**2 + channels * bias) + additive
+
+
+VARIANTS = [
+    Variant("mhsa", self_attention, ADDED, parameters, options, all_pairs=True)
+    for options in (
+        {},
+        {"num_heads": 1},
+        {"score": "dot"},
+        {"score": "additive"},
+        {"bias": False},
+    )
+]

@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from references.variant import CHANNEL, Variant
+
 
 def squeeze_excitation(x: Tensor, weights: dict[str, Tensor], **options: object) -> Tensor:
     """``weights`` are ``fc1`` and ``fc2`` ``.weight`` and, where there is one, ``.bias``."""
@@ -28,3 +30,14 @@ def squeeze_excitation(x: Tensor, weights: dict[str, Tensor], **options: object)
             gate = 1.0 / (1.0 + math.exp(-t))
             out[b, c] = x[b, c] * (1.0 + strength * (gate - 1.0))
     return out
+
+
+def parameters(channels: int, reduction: int = 16, bias: bool = True) -> int:
+    hidden = max(1, channels // reduction)
+    return 2 * channels * hidden + (channels + hidden) * bias
+
+
+VARIANTS = [
+    Variant("se", squeeze_excitation, CHANNEL, parameters, options)
+    for options in ({}, {"bias": False}, {"reduction": 4})
+]

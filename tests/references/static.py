@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from references.variant import Variant, transpose
+
 
 def static(x: Tensor, weights: dict[str, Tensor], **options: object) -> Tensor:
     strength = weights.get("strength", 1)
@@ -38,3 +40,17 @@ def read(grid: Tensor, u: float, v: float) -> float:
     )
     shares = [(1 - down) * (1 - along), (1 - down) * along, down * (1 - along), down * along]
     return sum(float(c) * s for c, s in zip(corners, shares, strict=True))
+
+
+def parameters(channels: int, shape: str = "channel", size: int = 7) -> int:
+    return channels * (shape != "spatial") + size**2 * (shape != "channel")
+
+
+VARIANTS = [
+    Variant("static", static, maps, parameters, options, transposed=transpose("spatial_logits"))
+    for maps, options in (
+        ({"channel": "1C11"}, {}),
+        ({"spatial": "11HW"}, {"shape": "spatial", "size": 3}),
+        ({"channel": "1C11", "spatial": "11HW"}, {"shape": "both"}),
+    )
+]

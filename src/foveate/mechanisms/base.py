@@ -1,6 +1,7 @@
 """What all mechanisms share: the contract, and the two forms of each, paper and identity."""
 
 import inspect
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -10,6 +11,20 @@ from foveate import ops
 from foveate.errors import InvalidValueError, check_choice, check_positive
 
 INITS = ("paper", "identity")
+
+
+@dataclass(frozen=True)
+class Published:
+    """A result as others printed it, not measured here."""
+
+    model: str
+    """Such as ``"ResNet-50"``."""
+    metric: str
+    """Such as ``"ImageNet top-1 accuracy %"``."""
+    value: str
+    baseline: str
+    """The value without the mechanism from the same source; empty if it has none."""
+    source: str
 
 
 class Attention(nn.Module):
@@ -27,6 +42,13 @@ class Attention(nn.Module):
     """Name in the registry."""
     place: ClassVar[str] = "residual"
     """Where the paper puts it in a network; the default of ``insert``."""
+    sized: ClassVar[bool] = False
+    """Whether it takes the height and width of the map as ``size``, which ``insert`` passes."""
+    variants: ClassVar[dict[str, dict[str, Any]]] = {}
+    """Forms that have a name in the field, as keyword arguments."""
+    timm: ClassVar[dict[str, dict[str, Any]]] = {}
+    """Names of timm's ``create_attn``, with the keyword arguments of the counterpart here."""
+    results: ClassVar[tuple[Published, ...]] = ()
 
     def __init__(self, channels: int, *, init: str = "paper") -> None:
         super().__init__()
@@ -58,9 +80,13 @@ class Gate(Attention):
     factors and zero at first: :math:`1 + a (g - 1)`. At :math:`a = 1` it is the paper's form.
     """
 
+    published_identity: ClassVar[bool] = False
+    """Whether the paper's initialisation is the identity, so that no strength is needed."""
+
     def __init__(self, channels: int, *, init: str = "paper") -> None:
         super().__init__(channels, init=init)
-        strength = nn.Parameter(torch.zeros(())) if init == "identity" else None
+        learned = init == "identity" and not self.published_identity
+        strength = nn.Parameter(torch.zeros(())) if learned else None
         self.strength: nn.Parameter | None
         self.register_parameter("strength", strength)
 
@@ -115,6 +141,65 @@ class Mixer(Attention):
         return x + self.added(x)
 
 
+class Replacement(Attention):
+    r"""Stands in place of a spatial convolution, whose output size and channels it keeps.
+
+    The paper's form is :math:`y = \mathrm{branch}(x)`. The identity form adds it to what the
+    convolution of the host gives, :math:`y = h + s\,\mathrm{branch}(x)`, with a learned scale
+    :math:`s` that starts at zero; alone, without a host, :math:`h` is the input.
+
+    Args:
+        channels: Channels of the input.
+        out_channels: Channels of the output; None for as many.
+        stride: Step of the output, which has ``(H - 1) // stride + 1`` rows.
+        dilation: Distance between the positions that a local window covers.
+        init: ``"paper"`` or ``"identity"``.
+    """
+
+    place = "replace"
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        out_channels: int | None = None,
+        stride: int = 1,
+        dilation: int = 1,
+        init: str = "paper",
+    ) -> None:
+        super().__init__(channels, init=init)
+        self.out_channels = channels if out_channels is None else out_channels
+        check_positive(out_channels=self.out_channels, stride=stride, dilation=dilation)
+        self.stride, self.dilation = stride, dilation
+        scale = nn.Parameter(torch.zeros(())) if init == "identity" else None
+        self.scale: nn.Parameter | None
+        self.register_parameter("scale", scale)
+
+    def branch(self, x: Tensor) -> Tensor:
+        """What the paper computes in place of a convolution."""
+        raise NotImplementedError
+
+    def maps(self, x: Tensor) -> dict[str, Tensor]:
+        """``"output"``: length of the branch's vector at each position, ``(B, 1, H, W)``."""
+        return {"output": torch.linalg.vector_norm(self.branch(x), dim=1, keepdim=True)}
+
+    def forward(self, x: Tensor, host: Tensor | None = None) -> Tensor:
+        """The map ``(B, C, H, W)``, and what the convolution of the host made of it."""
+        branch = self.branch(x)
+        if self.scale is None:
+            return branch.to(x.dtype)
+        host = x if host is None else host
+        return host + (branch * self.scale).to(host.dtype)
+
+
+def blend(x: Tensor, y: Tensor, strength: Tensor | None) -> Tensor:
+    """From ``x`` at strength 0, to the last bit, to ``y`` at 1; ``y`` itself without a strength.
+
+    For mechanisms that are neither factors nor summands; the result has the dtype of ``x``.
+    """
+    return (y if strength is None else x + (y - x) * strength).to(x.dtype)
+
+
 def bottleneck(channels: int, reduction: int) -> int:
     """Width of a bottleneck: ``channels // reduction``, at least 1.
 
@@ -132,3 +217,19 @@ def check_odd(**values: int) -> None:
     for name, value in values.items():
         if value % 2 == 0:
             raise InvalidValueError(f"{name} must be odd, but got {name}={value!r}")
+
+
+def check_divides(**values: int) -> None:
+    """Refuse two keywords of which the first does not divide the second.
+
+    Example:
+        >>> check_divides(num_groups=64, channels=48)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        foveate.errors.InvalidValueError: num_groups must divide channels, but got ...
+    """
+    check_positive(**values)
+    (divisor, by), (dividend, number) = values.items()
+    if number % by:
+        raise InvalidValueError(
+            f"{divisor} must divide {dividend}, but got {divisor}={by} and {dividend}={number}"
+        )

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from foveate import ops
-from foveate.errors import InvalidValueError, check_choice, check_positive
-from foveate.mechanisms.base import Mixer
+from foveate.errors import check_choice
+from foveate.mechanisms.base import Mixer, check_divides
 from foveate.registry import register_mechanism
 
 SCORES = ("scaled_dot", "dot", "additive")
@@ -58,11 +58,7 @@ class SelfAttention(Mixer):
         super().__init__(channels, init=init)
         if num_heads is None:
             num_heads = next(heads for heads in (8, 4, 2, 1) if channels % heads == 0)
-        check_positive(num_heads=num_heads)
-        if channels % num_heads:
-            raise InvalidValueError(
-                f"num_heads must divide channels, but got {num_heads=} and {channels=}"
-            )
+        check_divides(num_heads=num_heads, channels=channels)
         self.num_heads, self.bias = num_heads, bias
         self.score = check_choice("score", score, SCORES)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1, bias=bias)
