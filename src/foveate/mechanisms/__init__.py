@@ -10,6 +10,7 @@ from foveate.mechanisms.danet import DANetPosition as DANetPosition
 from foveate.mechanisms.efficient_channel_attention import (
     EfficientChannelAttention as EfficientChannelAttention,
 )
+from foveate.mechanisms.global_context import GlobalContext as GlobalContext
 from foveate.mechanisms.non_local import NonLocal as NonLocal
 from foveate.mechanisms.self_attention import SelfAttention as SelfAttention
 from foveate.mechanisms.squeeze_excitation import SqueezeExcitation as SqueezeExcitation
