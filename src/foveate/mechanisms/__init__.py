@@ -7,6 +7,8 @@ from foveate.mechanisms.criss_cross import CrissCross as CrissCross
 from foveate.mechanisms.danet import DANet as DANet
 from foveate.mechanisms.danet import DANetChannel as DANetChannel
 from foveate.mechanisms.danet import DANetPosition as DANetPosition
+from foveate.mechanisms.double_attention import DoubleAttention as DoubleAttention
+from foveate.mechanisms.efficient_attention import EfficientAttention as EfficientAttention
 from foveate.mechanisms.efficient_channel_attention import (
     EfficientChannelAttention as EfficientChannelAttention,
 )

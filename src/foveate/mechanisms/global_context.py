@@ -1,6 +1,4 @@
-"""GCNet: Non-local Networks Meet Squeeze-Excitation Networks and Beyond, Cao et al.,
-ICCV Workshops 2019 (arXiv:1904.11492).
-"""
+"""GCNet: Global context, Cao, Xu, Lin, Wei and Hu, ICCV Workshops 2019 (arXiv:1904.11492)."""
 
 from typing import Any, ClassVar
 
@@ -98,15 +96,14 @@ class GlobalContext(Mixer):
         if pooling == "attention":
             self.conv_mask = nn.Conv2d(channels, 1, 1)
             nn.init.kaiming_normal_(self.conv_mask.weight)
-            nn.init.zeros_(self.conv_mask.bias)
         self.fc1 = nn.Conv2d(channels, hidden, 1)
         self.norm = nn.LayerNorm([hidden, 1, 1])
         self.fc2 = nn.Conv2d(hidden, channels, 1)
         if fusion == "mul" and init == "identity":
             self.scale = nn.Parameter(torch.zeros(()))  # the zero; a second one would never train
         else:
-            nn.init.zeros_(self.fc2.weight)
-            nn.init.zeros_(self.fc2.bias)
+            for parameter in self.fc2.parameters():
+                nn.init.zeros_(parameter)
 
     def attend(self, x: Tensor) -> Tensor:
         """The weight of each position in the mean."""
