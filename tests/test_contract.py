@@ -20,7 +20,9 @@ INITS = ["paper", "identity"]
 
 def has_batch_norm(case: Case) -> bool:
     with torch.device("meta"):
-        return any(isinstance(child, nn.BatchNorm2d) for child in case.create(1).modules())
+        return any(
+            isinstance(child, nn.BatchNorm2d) for child in case.create(case.fit(1)).modules()
+        )
 
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
