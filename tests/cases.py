@@ -47,3 +47,10 @@ def _variants() -> list[Variant]:
 CASES = [Case(**vars(variant)) for variant in _variants()]
 
 DEFAULTS = [case for case in CASES if not case.options]
+
+
+def fitting(key: str, *channels: int) -> dict[str, object]:
+    """Options of the first variant of a mechanism that takes these numbers of channels."""
+    return next(
+        c.options for c in CASES if c.key == key and not any(n % c.multiple for n in channels)
+    )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import foveate
+from cases import fitting
 from foveate.errors import InvalidValueError
 from foveate.insertion import PLACES, make_plan
 from handmade import HANDMADE, image
@@ -68,7 +69,7 @@ def check_host(model: nn.Module, args: tuple, key: str, where: str) -> bool:
     buffers = batchnorm_buffers(model)
     model.load_state_dict(before[2])
     model.train()
-    handle = put(model, key, where=where, example=args)
+    handle = put(model, key, where=where, example=args, **fitting(key, 16))
     if handle is None:
         assert_state(state(model), before)
         return False
@@ -151,7 +152,9 @@ def test_handmade(name: str, key: str) -> None:
         ("resnet18", "residual", 8),
         ("resnet50", "residual", 16),
         ("resnet50", "conv", 53),  # the count that the paper of gated channel transformation gives
-        ("resnet50", "shortcut", 4),
+        ("resnet50", "shortcut", 16),
+        ("resnet50", "inner", 16),
+        ("mobilenet_v2", "inner", 10),
         ("mobilenet_v2", "residual", 10),
         ("vgg11_bn", "post", 8),
         ("densenet121", "stage", 5),
@@ -173,7 +176,7 @@ def test_handmade(name: str, key: str) -> None:
 def test_number_of_sites(name: str, where: str, sites: int) -> None:
     plan = make_plan(ZOO[name](), "se", where=where, example=torch.zeros(1, 3, 64, 64))
     assert len(plan.sites) == sites
-    assert where == "shortcut" or not plan.refused  # as many additions were seen as there are
+    assert not plan.refused  # as many additions were seen as there are
 
 
 def test_sites_of_resnet18() -> None:
@@ -181,7 +184,7 @@ def test_sites_of_resnet18() -> None:
         model = ZOO["resnet18"]()
     where = {
         place: make_plan(model, "se", where=place).sites[0]
-        for place in ("residual", "pre", "post", "conv", "conv3x3")
+        for place in ("residual", "pre", "post", "conv", "conv3x3", "inner", "shortcut")
     }
     assert {place: f"{site.side} {site.name}" for place, site in where.items()} == {
         "residual": "after layer1.0.bn2",
@@ -189,14 +192,16 @@ def test_sites_of_resnet18() -> None:
         "post": "after layer1.0",
         "conv": "before conv1",
         "conv3x3": "after layer1.0.conv2",
+        "inner": "before layer1.0.conv2",  # its activation is one module for both convolutions
+        "shortcut": "skip layer1.0",
     }
     stages = [site.name for site in make_plan(model, "se", where="stage").sites]
     assert stages == ["layer1.1", "layer2.1", "layer3.1", "layer4.1"]
     assert [site.name for site in make_plan(model, "se", where="head").sites] == ["layer4.1"]
 
 
-# The skips of this host have no module.
-@pytest.mark.parametrize("where", sorted(set(PLACES) - {"shortcut"}))
+# A skip and a replaced convolution have hooks of their own, tested with them.
+@pytest.mark.parametrize("where", sorted(set(PLACES) - {"shortcut", "replace"}))
 def test_attention_acts_where_the_plan_says(where: str) -> None:
     """A gate of a half at each planned site equals halving there by hand."""
     torch.manual_seed(0)

@@ -35,11 +35,11 @@ def count_flops(module: nn.Module, *inputs: Any) -> int:
     return int(counter.get_total_flops()) // 2
 
 
-def meta_cost(build: Callable[[], nn.Module], shape: Sequence[int]) -> tuple[int, int]:
-    """Parameters and multiply-adds of a module on an input of ``shape``, without computing."""
+def meta_cost(build: Callable[[], nn.Module], *shapes: Sequence[int]) -> tuple[int, int]:
+    """Parameters and multiply-adds of a module on inputs of these shapes, without computing."""
     with torch.device("meta"):
         module = build().eval()
-        return count_parameters(module), count_flops(module, torch.empty(*shape))
+        return count_parameters(module), count_flops(module, *map(torch.empty, shapes))
 
 
 def latency(module: nn.Module, *inputs: Any, repeats: int = 20, warmup: int = 3) -> Timing:

@@ -80,27 +80,27 @@ def profile(model: nn.Module, images: Tensor, *, repeats: int = 20) -> Profile:
     """
     with _inputs(model) as seen, in_mode(model, training=False), torch.no_grad():
         model(images)
-    sites = tuple(_row(name, module, x, repeats) for name, (module, x) in seen.items())
-    return Profile(_row(type(model).__name__, model, images, repeats), sites, len(images))
+    sites = tuple(_row(name, module, inputs, repeats) for name, (module, inputs) in seen.items())
+    return Profile(_row(type(model).__name__, model, (images,), repeats), sites, len(images))
 
 
-def _row(name: str, module: nn.Module, x: Tensor, repeats: int) -> Row:
+def _row(name: str, module: nn.Module, inputs: tuple[Tensor, ...], repeats: int) -> Row:
     with in_mode(module, training=False):
-        flops, time = count_flops(module, x), latency(module, x, repeats=repeats)
+        flops, time = count_flops(module, *inputs), latency(module, *inputs, repeats=repeats)
     with in_mode(module, training=True):
-        memory = peak_memory(module, x)
+        memory = peak_memory(module, *inputs)
     return Row(name, count_parameters(module), flops, time, memory)
 
 
 @contextmanager
-def _inputs(model: nn.Module) -> Iterator[dict[str, tuple[nn.Module, Tensor]]]:
+def _inputs(model: nn.Module) -> Iterator[dict[str, tuple[nn.Module, tuple[Tensor, ...]]]]:
     """Collects each mechanism and what it is given, by name, while the model runs."""
-    seen: dict[str, tuple[nn.Module, Tensor]] = {}
+    seen: dict[str, tuple[nn.Module, tuple[Tensor, ...]]] = {}
     names = {module: name for name, module in model.named_modules()}
     found = [getattr(owner, name) for owner, name, _ in attachments(model)]
 
-    def keep(module: nn.Module, args: tuple[Any, ...]) -> None:
-        seen[names[module]] = (module, args[0])
+    def keep(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        seen[names[module]] = (module, args)
 
     handles = [module.register_forward_pre_hook(keep) for module in found]
     try:

@@ -55,12 +55,14 @@ def insert(
 
     Each mechanism becomes a child named ``attention`` of the module it follows or precedes. No key
     of the host's state dict changes. With ``init="identity"`` the outputs stay the same to the last
-    bit until training moves the new parameters.
+    bit until training moves the new parameters. At the place ``"replace"`` that form joins the
+    host's convolution as a branch, while ``init="paper"`` puts the mechanism in its stead, whose
+    keys are then gone until :func:`remove` brings it back.
 
     Args:
         model: Any convolutional network.
         mechanism: A key of :func:`foveate.list_mechanisms`.
-        where: A place by meaning; by default the place of the mechanism's paper.
+        where: A place, as in :func:`foveate.plan`; by default that of the mechanism's paper.
         at: Narrows the sites, as in :func:`foveate.plan`.
         init: ``"identity"`` or ``"paper"``.
         example: Input to find the sites with, as in :func:`foveate.plan`.
@@ -95,10 +97,11 @@ def insert(
     modules: dict[str, nn.Module] = {}
     owners = []
     for site, module in zip(plan.sites, built, strict=True):
-        owner = hosts[site.name]
-        name = attach(owner, module, site.side)
-        modules[f"{site.name}.{name}".lstrip(".")] = module
-        owners.append((owner, name, site.side))
+        around, _, leaf = site.name.rpartition(".")
+        place, target = (around, leaf) if site.side == "instead" else (site.name, site.target)
+        name = attach(hosts[place], module, site.side, target)
+        modules[f"{place}.{name}".lstrip(".")] = module
+        owners.append((hosts[place], name, site.side))
     handle = Handle(plan, modules, tuple(owners))
     if optimizer is not None:
         optimizer.add_param_group({"params": list(handle.parameters())})
@@ -118,7 +121,9 @@ def _build(plan: Plan, site: Site, owner: nn.Module, model: nn.Module) -> nn.Mod
     like = next((tensor for tensor in tensors if tensor.is_floating_point()), None)
     device = like.device if like is not None else torch.get_default_device()
     with torch.inference_mode(False), torch.device(device):
-        module = create(plan.mechanism, site.channels, init=plan.init, **plan.options)
+        module = create(
+            plan.mechanism, site.channels, init=plan.init, **site.options, **plan.options
+        )
     if like is not None:
         module.to(like.dtype)
     return module.train(owner.training)

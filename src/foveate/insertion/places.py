@@ -2,8 +2,9 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 from torch import nn
 
@@ -31,6 +32,10 @@ class Spot:
     call: Call | None
     side: str = "after"
     reason: str = ""
+    target: str = ""
+    """On a skip: the module in that of ``call`` with which the branch begins."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """What the mechanism must be built with to fit here."""
 
 
 @dataclass(frozen=True)
@@ -171,14 +176,24 @@ class Anatomy:
         return Spot(residual.fork, None, reason="no single module takes the input of the branch")
 
     def shortcut(self) -> list[Spot]:
-        """On each skip path that has a module of its own."""
-        identity = "its skip is the input itself, which no module returns there"
+        """On each skip path: after its module, or else where its block takes the input in."""
         return [
-            Spot(r.addition, None, reason=identity)
-            if r.shortcut is r.fork
-            else self.locate(r.shortcut)
+            self._skip(r) if r.shortcut is r.fork else self.locate(r.shortcut)
             for r in self.residuals
         ]
+
+    def _skip(self, residual: Residual) -> Spot:
+        entry = self._entry(residual).call
+        for call in ancestry(entry.parent if entry else None):
+            if call.input is not residual.fork or isinstance(call.module, _CONTAINERS):
+                continue
+            inside = [n for n in residual.fork.children if call.contains(n)]
+            rest = [n for n in inside if entry and not entry.contains(n)]
+            if entry and rest == [residual.addition]:
+                target = entry.name.removeprefix(call.name).lstrip(".")
+                return Spot(residual.fork, call, "skip", target=target)
+        reason = "its skip is the input itself, and no module holds just that and the branch"
+        return Spot(residual.addition, None, reason=reason)
 
     def conv(self) -> list[Spot]:
         """Before each convolution of a feature map."""
@@ -190,7 +205,16 @@ class Anatomy:
 
     def conv3x3(self) -> list[Spot]:
         """After the last spatial convolution of each branch; in a chain, after each one."""
-        spatial = {
+        spatial = self._spatial
+        if not self.residuals:
+            return [Spot(node, call) for node, call in spatial.items()]
+        lasts = [self._last_spatial(r)[:1] for r in self.residuals]
+        return [Spot(node, spatial[node]) for last in lasts for node in last]
+
+    @cached_property
+    def _spatial(self) -> dict[Node, Call]:
+        """The spatial convolutions by what they return."""
+        return {
             call.output: call
             for call in self.calls
             if isinstance(call.module, nn.Conv2d)
@@ -198,13 +222,59 @@ class Anatomy:
             and call.output is not None
             and call.output.is_map
         }
+
+    def _last_spatial(self, residual: Residual) -> list[Node]:
+        """The outputs of the spatial convolutions of a branch, back to front."""
+        found = [n for n in residual.path(residual.branch) if n in self._spatial]
+        return sorted(found, key=lambda n: n.index, reverse=True)
+
+    def inner(self) -> list[Spot]:
+        """After the last activated spatial convolution of each branch; in a chain, as ``post``."""
         if not self.residuals:
-            return [Spot(node, call) for node, call in spatial.items()]
-        lasts = [
-            max((n for n in r.path(r.branch) if n in spatial), key=lambda n: n.index, default=None)
-            for r in self.residuals
+            return self.post()
+        activated = [[_activation(n) for n in self._last_spatial(r)] for r in self.residuals]
+        lasts = [next((n for n in nodes if n is not None), None) for nodes in activated]
+        return [self._where_used(node) for node in lasts if node is not None]
+
+    def _where_used(self, node: Node) -> Spot:
+        """After the module that returns a value, or before what takes it if that one is shared."""
+        makers = {call.module for call in self._by_output[node]}
+        if sum(call.module in makers for call in self.calls) > len(makers):
+            takers = [call for call in self._by_input[node] if self._takes_all(call, node)]
+            if takers:
+                return Spot(node, takers[-1], "before")
+        return self.locate(node)
+
+    def replace(self) -> list[Spot]:
+        """The spatial convolutions of the branches; in a chain, all after the first."""
+        branches = {n for r in self.residuals for n in r.path(r.branch)}
+        nodes = [n for n in self._spatial if n in branches] or list(self._spatial)[1:]
+        return [self._in_place(self._spatial[node]) for node in nodes]
+
+    def _in_place(self, call: Call) -> Spot:
+        conv, into, out = call.module, call.input, call.output
+        assert isinstance(conv, nn.Conv2d)
+        assert out is not None
+        if into is None:
+            return Spot(out, None, reason="it takes its input by name")
+        stride, dilation = conv.stride[0], conv.dilation[0]
+        kept = tuple((side - 1) // stride + 1 for side in into.shape[2:])
+        if conv.stride != (stride, stride) or conv.dilation != (dilation, dilation):
+            return Spot(out, None, reason="its stride or dilation differs between the directions")
+        if out.shape[2:] != kept:
+            return Spot(out, None, reason="its padding does not keep the size")
+        options = {"out_channels": conv.out_channels, "stride": stride, "dilation": dilation}
+        return Spot(into, call, "beside", options=options)
+
+    def after(self) -> list[Spot]:
+        """After any module that returns a feature map; ``at`` says which."""
+        return [Spot(n, c) for n, calls in self._by_output.items() if n.is_map for c in calls]
+
+    def before(self) -> list[Spot]:
+        """Before any module that takes a feature map; ``at`` says which."""
+        return [
+            Spot(n, c, "before") for n, calls in self._by_input.items() if n.is_map for c in calls
         ]
-        return [Spot(node, spatial[node]) for node in lasts if node is not None]
 
     def stage(self) -> list[Spot]:
         """The last value at each resolution; in a residual host, of those with an addition."""
@@ -279,12 +349,25 @@ PLACES: dict[str, Callable[[Anatomy], list[Spot]]] = {
     "stage": Anatomy.stage,
     "conv": Anatomy.conv,
     "conv3x3": Anatomy.conv3x3,
+    "inner": Anatomy.inner,
+    "replace": Anatomy.replace,
     "head": Anatomy.head,
 }
+NAMED_PLACES: dict[str, Callable[[Anatomy], list[Spot]]] = {
+    "after": Anatomy.after,
+    "before": Anatomy.before,
+}
+"""Those that mean nothing without the names of modules."""
 
 
 def _weights(nodes: Iterable[Node]) -> int:
-    return sum(node.function in _WEIGHTED for node in nodes)
+    return sum(_has_weights(node) for node in nodes)
+
+
+def _has_weights(node: Node) -> bool:
+    if node.call is not None and node.call.ours:
+        return node.call.stands_in  # attention that was only added is no layer of the host
+    return node.function in _WEIGHTED
 
 
 def _depth(nodes: list[Node]) -> tuple[int, int]:
@@ -295,6 +378,14 @@ def _activated(node: Node) -> Node:
     """The activation of a value, if that is all that is made of it."""
     only = node.children[0] if len(node.children) == 1 else None
     return only if only is not None and only.function in _ACTIVATIONS else node
+
+
+def _activation(node: Node) -> Node | None:
+    """The activation of a convolution's output, past its normalisation."""
+    while len(node.children) == 1 and node.children[0].function in _NORMS:
+        node = node.children[0]
+    active = _activated(node)
+    return None if active is node else active
 
 
 def _follows_convolution(node: Node) -> bool:

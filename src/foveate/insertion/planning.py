@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from foveate.cost import count_parameters, human, meta_cost
 from foveate.errors import InvalidTypeError, InvalidValueError, check_choice
-from foveate.insertion.places import PLACES, Anatomy, Spot
+from foveate.insertion.places import NAMED_PLACES, PLACES, Anatomy, Spot
 from foveate.insertion.trace import trace
-from foveate.mechanisms.base import INITS
+from foveate.mechanisms.base import INITS, Replacement
 from foveate.printing import as_text
-from foveate.registry import create, get_mechanism
+from foveate.registry import create, get_mechanism, list_mechanisms
 
 At = str | Callable[[str, nn.Module], bool]
 """Which sites to take: a glob or regular expression on module names, or a predicate."""
@@ -39,6 +39,10 @@ class Site:
     calls: int
     parameters: int
     flops: int
+    target: str = ""
+    """On the skip of a block: the module in it with which the branch begins."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """What the mechanism is built with to fit here, beside the options of the plan."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +70,12 @@ class Plan:
 
     @property
     def parameters(self) -> int:
-        """Parameters that the mechanism would add."""
+        """Parameters that the mechanism would add, less those of what it replaces."""
         return sum(site.parameters for site in self.sites)
 
     @property
     def flops(self) -> int:
-        """Multiply-adds that the mechanism would add to one forward pass of one image."""
+        """Multiply-adds that it would add to one forward pass of one image, less the replaced."""
         return sum(site.flops for site in self.sites)
 
     def to_dict(self) -> dict[str, Any]:
@@ -128,7 +132,8 @@ def plan(
     Args:
         model: Any convolutional network.
         mechanism: A key of :func:`foveate.list_mechanisms`.
-        where: A place by meaning; by default the place of the mechanism's paper.
+        where: A place by meaning, by default that of the mechanism's paper; or ``"after"`` or
+            ``"before"`` the modules that ``at`` names.
         at: Narrows the sites: a glob or regular expression that a module's name, or the name of a
             module around it, must match; or a function of name and module.
         init: ``"identity"`` or ``"paper"``.
@@ -163,20 +168,21 @@ def make_plan(
 ) -> Plan:
     """The plan of :func:`plan`, without printing it."""
     cls = get_mechanism(mechanism)
-    where = check_choice("place", where or str(getattr(cls, "place", "residual")), PLACES)
+    where = check_choice("place", where or str(getattr(cls, "place", "residual")), _FINDERS)
     check_choice("init", init, INITS)
     _check_host(model)
+    _check_place(cls, where, at)
     record, batch = _trace(model, example)
     anatomy = Anatomy(record)
-    found, refused = _group(PLACES[where](anatomy), anatomy)
+    found, refused = _group(_FINDERS[where](anatomy), anatomy)
     if not found and not refused:
         raise InvalidValueError(_nothing(model, where, anatomy))
-    found, refused = _narrow(model, at, anatomy, found, refused)
+    found, refused = _narrow(model, at, where, anatomy, found, refused)
     sites: list[Site] = []
     unfit: list[Refusal] = []
     for (name, side), spots in found.items():
         try:
-            sites.append(_cost(name, side, spots, mechanism, init, options))
+            sites.append(_site(name, side, spots, mechanism, init, options))
         except InvalidValueError as error:
             unfit.append(Refusal(name, str(error)))
     if not sites and len({refusal.reason for refusal in unfit}) == 1:
@@ -195,6 +201,19 @@ def make_plan(
         host_flops=record.flops // batch,
         notes=(_CHAIN_NOTE.format(where=where),) if plain else (),
     )
+
+
+_FINDERS = {**PLACES, **NAMED_PLACES}
+
+
+def _check_place(cls: type[nn.Module], where: str, at: At | None) -> None:
+    if where in NAMED_PLACES and at is None:
+        raise InvalidValueError(f"where='{where}' needs at=, the names of modules")
+    if where == "replace" and not issubclass(cls, Replacement):
+        others = [key for key in list_mechanisms() if issubclass(get_mechanism(key), Replacement)]
+        raise InvalidValueError(
+            f"{cls.__name__} cannot stand in place of a convolution; these can: {', '.join(others)}"
+        )
 
 
 def _check_host(model: nn.Module) -> None:
@@ -242,6 +261,7 @@ def _clash(spots: list[Spot], anatomy: Anatomy) -> str:
 def _narrow(
     model: nn.Module,
     at: At | None,
+    where: str,
     anatomy: Anatomy,
     found: dict[tuple[str, str], list[Spot]],
     refused: list[Refusal],
@@ -249,11 +269,15 @@ def _narrow(
     if at is None:
         return found, refused
     modules = dict(model.named_modules())
-    kept = {key: spots for key, spots in found.items() if _matches(at, key[0], modules)}
-    left = [r for r in refused if _matches(at, r.name, modules)]
+
+    def matches(name: str) -> bool:
+        return _matches(at, name, modules, around=where not in NAMED_PLACES)
+
+    kept = {key: spots for key, spots in found.items() if matches(key[0])}
+    left = [r for r in refused if matches(r.name)]
     if kept or left:
         return kept, left
-    named = [name for name in modules if _matches(at, name, modules)]
+    named = [name for name in modules if matches(name)]
     if named and not any(call.name in named for call in anatomy.calls):
         raise InvalidValueError(f"{at=} matches '{named[0]}', which this input never reaches")
     names = [name for name, _ in found]
@@ -261,30 +285,62 @@ def _narrow(
     raise InvalidValueError(f"{at=} matches none of the sites: {shown}")
 
 
-def _matches(at: At, name: str, modules: dict[str, nn.Module]) -> bool:
+def _matches(at: At, name: str, modules: dict[str, nn.Module], *, around: bool) -> bool:
+    """Whether ``at`` takes a module, by its name or, if ``around``, that of one around it."""
     if not isinstance(at, str):
         return bool(at(name, modules[name]))
     parts = name.split(".")
-    around = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
+    names = [".".join(parts[:end]) for end in range(1, len(parts) + 1)] if around else [name]
     try:
         pattern = re.compile(at)
     except re.error:  # a glob such as "*.bn2"
-        return any(fnmatch.fnmatchcase(prefix, at) for prefix in around)
-    return any(fnmatch.fnmatchcase(p, at) or pattern.fullmatch(p) for p in around)
+        return any(fnmatch.fnmatchcase(name, at) for name in names)
+    return any(fnmatch.fnmatchcase(name, at) or pattern.fullmatch(name) for name in names)
 
 
-def _cost(
+def _site(
     name: str, side: str, spots: list[Spot], mechanism: str, init: str, options: dict[str, Any]
 ) -> Site:
     channels, height, width = spots[0].node.shape[1:]
+    own = dict(spots[0].options)
+    if getattr(get_mechanism(mechanism), "sized", False):
+        own["size"] = (height, width)
+    own = {key: value for key, value in own.items() if key not in options}
+    if side == "beside" and init == "paper":
+        side = "instead"
     flops = 0
     for spot in spots:
-        shape = (1, *spot.node.shape[1:])
+        shapes = [spot.node.shape]
+        if side == "beside" and spot.call is not None and spot.call.output is not None:
+            shapes.append(spot.call.output.shape)
         parameters, once = meta_cost(
-            lambda: create(mechanism, channels, init=init, **options), shape
+            lambda: create(mechanism, channels, init=init, **own, **options),
+            *((1, *shape[1:]) for shape in shapes),
         )
         flops += once
-    return Site(name, side, channels, height, width, len(spots), parameters, flops)
+    saved = _conv_cost(spots) if side == "instead" else (0, 0)
+    return Site(
+        name,
+        side,
+        channels,
+        height,
+        width,
+        len(spots),
+        parameters - saved[0],
+        flops - saved[1],
+        spots[0].target,
+        own,
+    )
+
+
+def _conv_cost(spots: list[Spot]) -> tuple[int, int]:
+    """Parameters and multiply-adds of the convolution that is to be replaced."""
+    calls = [spot.call for spot in spots if spot.call is not None]
+    flops = 0
+    for call in calls:
+        assert call.output is not None
+        flops += call.module.get_parameter("weight")[0].numel() * call.output.shape[1:].numel()
+    return count_parameters(calls[0].module), flops
 
 
 def _nothing(model: nn.Module, where: str, anatomy: Anatomy) -> str:

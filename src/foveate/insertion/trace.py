@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from foveate.insertion.hooks import is_inserted
+from foveate.insertion.hooks import follows, inserted, stands_in
 from foveate.mechanisms.base import Attention
 from foveate.modes import in_mode
 
@@ -66,6 +66,11 @@ class Call:
     input: Node | None
     output: Node | None = None
     ours: bool = False
+
+    @property
+    def stands_in(self) -> bool:
+        """Whether it is of attention that took the place of a part of the host."""
+        return self.ours and any(stands_in(call.module) for call in ancestry(self))
 
     def contains(self, node: Node) -> bool:
         """Whether the node was made during this call."""
@@ -186,10 +191,18 @@ class _Recorder(TorchFunctionMode):
         call.output = self._node(output)
         self.ended.append(call)
         owner = self._modules.get(call.name.rpartition(".")[0])
-        if owner is not None and is_inserted(owner, module, side="after"):
+        if owner is not None and follows(owner, module):
             # To the host, what attention makes of a module's output is that module's output.
             earlier = next(c for c in reversed(self.ended) if c.module is owner)
             earlier.output = call.output
+        if owner is not None and call.name.rpartition(".")[2] in inserted(owner, "skip"):
+            # What attention makes of a skip is, to the host, still the input of the block.
+            self._take_for(call.input, call)
+
+    def _take_for(self, node: Node | None, call: Call) -> None:
+        if node is not None and call.output is not None:
+            self._at[id(call.output.tensor)] = node
+            node.children = [child for child in node.children if not call.contains(child)]
 
 
 def _version(tensor: Tensor) -> int:
