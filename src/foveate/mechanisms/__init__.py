@@ -12,6 +12,7 @@ from foveate.mechanisms.efficient_attention import EfficientAttention as Efficie
 from foveate.mechanisms.efficient_channel_attention import (
     EfficientChannelAttention as EfficientChannelAttention,
 )
+from foveate.mechanisms.external_attention import ExternalAttention as ExternalAttention
 from foveate.mechanisms.global_context import GlobalContext as GlobalContext
 from foveate.mechanisms.non_local import NonLocal as NonLocal
 from foveate.mechanisms.self_attention import SelfAttention as SelfAttention
