@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 from scipy import stats
 from torch import Tensor, nn
 
-from foveate.experiments.hosts.folded import give_statistics
+from foveate.hosts.folded import give_statistics
 from foveate.insertion import insert
 from foveate.mechanisms.base import Gate
 

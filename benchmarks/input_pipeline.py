@@ -31,8 +31,8 @@ from torchvision.datasets import ImageFolder
 from foveate.experiments.data.augment import AUGMENTS
 from foveate.experiments.data.batches import batches
 from foveate.experiments.data.load import Data, load_data
-from foveate.experiments.hosts.by_name import build_host
 from foveate.experiments.training.environment import describe
+from foveate.hosts.by_name import build_host
 
 BATCH_SIZE = 64
 LIMIT = 10_000

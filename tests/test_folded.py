@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from foveate.experiments.hosts.folded import give_statistics, is_folded
+from foveate.hosts.folded import give_statistics, is_folded
 
 
 def network() -> nn.Sequential:

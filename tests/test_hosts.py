@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from foveate.errors import InvalidTypeError, InvalidValueError
-from foveate.experiments.hosts import by_name as hosts
-from foveate.experiments.hosts.by_name import build_host, list_hosts
+from foveate.hosts import by_name as hosts
+from foveate.hosts.by_name import build_host, list_hosts
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "shared/data/mobilenetv2_100.imagenet.safetensors"
 

@@ -48,7 +48,7 @@ def build(model: str, size: int) -> Any:
     from foveate.errors import check_positive, require
 
     require("torchvision", extra="hosts")
-    from foveate.experiments.hosts.by_name import build_host
+    from foveate.hosts.by_name import build_host
 
     check_positive(size=size)
     return build_host(model, num_classes=1000, in_channels=3, image_size=size)

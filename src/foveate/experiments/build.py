@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from foveate.experiments.config import RunConfig
 from foveate.experiments.data.batches import batches
 from foveate.experiments.data.load import Data
-from foveate.experiments.hosts.by_name import build_host
-from foveate.experiments.hosts.folded import give_statistics, is_folded
+from foveate.hosts.by_name import build_host
+from foveate.hosts.folded import give_statistics, is_folded
 from foveate.insertion import insert
 from foveate.insertion.handle import Handle
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torchvision import models
 
 from foveate.errors import InvalidTypeError, InvalidValueError, check_positive, require
-from foveate.experiments.hosts.networks import ResNet20, resnet18_cifar, small_cnn
-from foveate.experiments.hosts.pretrained import first_convolution, load_into, read_weights
+from foveate.hosts.networks import ResNet20, resnet18_cifar, small_cnn
+from foveate.hosts.pretrained import first_convolution, load_into, read_weights
 
 Builder = Callable[..., nn.Module]
 
