@@ -1,5 +1,6 @@
 """One paper, one file. Importing a file registers its mechanism."""
 
+from foveate.mechanisms.bilinear_attention import BilinearAttention as BilinearAttention
 from foveate.mechanisms.cbam import CBAM as CBAM
 from foveate.mechanisms.cbam import SpatialAttention as SpatialAttention
 from foveate.mechanisms.coordinate_attention import CoordinateAttention as CoordinateAttention
@@ -16,5 +17,7 @@ from foveate.mechanisms.external_attention import ExternalAttention as ExternalA
 from foveate.mechanisms.global_context import GlobalContext as GlobalContext
 from foveate.mechanisms.non_local import NonLocal as NonLocal
 from foveate.mechanisms.self_attention import SelfAttention as SelfAttention
+from foveate.mechanisms.spatial_group_enhance import SpatialGroupEnhance as SpatialGroupEnhance
 from foveate.mechanisms.squeeze_excitation import SqueezeExcitation as SqueezeExcitation
 from foveate.mechanisms.static import Static as Static
+from foveate.mechanisms.triplet_attention import TripletAttention as TripletAttention

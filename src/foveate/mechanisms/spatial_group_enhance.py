@@ -1,0 +1,75 @@
+"""SGE: Spatial Group-wise Enhance, Li, Hu and Yang, 2019 (arXiv:1905.09646)."""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from foveate.mechanisms.base import Gate, Published, check_divides
+from foveate.registry import register_mechanism
+
+EPS = 1e-5
+
+
+@register_mechanism("sge")
+class SpatialGroupEnhance(Gate):
+    r"""Weighs, in each group of channels, each position by its likeness to the group's mean.
+
+    .. math::
+        y_p = x_p \cdot \sigma(w\,\hat t_p + b), \quad
+        \hat t_p = \frac{t_p - \mathrm{mean}(t)}{\mathrm{std}(t) + \epsilon}, \quad
+        t_p = x_p^\top\,\mathrm{mean}_{HW}(x)
+
+    with :math:`x_p` the channels of one group at position :math:`p`. Where all positions are alike,
+    as on a 1 x 1 map, :math:`\hat t = 0`. Starts with :math:`w = 0` and :math:`b = 1`.
+
+    Args:
+        channels: Channels of the feature map.
+        num_groups: Groups, a divisor of ``channels``; each has one weight and one bias.
+        init: Paper's form, or identity (see :class:`~foveate.mechanisms.base.Gate`).
+
+    Shape:
+        - Input and output: ``(B, C, H, W)``
+        - ``position``: ``(B, C, H, W)``, the same for all channels of a group
+
+    Raises:
+        ValueError: If ``num_groups`` does not divide ``channels``.
+
+    Note:
+        The standard deviation is the unbiased one, and :math:`\epsilon` is added to it, not to the
+        variance. Some copies start with :math:`b = 0`, which halves the map; many give NaN on
+        1 x 1 maps.
+
+    Example:
+        >>> SpatialGroupEnhance(256)
+        SpatialGroupEnhance(256, num_groups=64)
+    """
+
+    results: ClassVar[tuple[Published, ...]] = tuple(
+        Published(model, "ImageNet top-1 accuracy %", value, baseline, "PytorchInsight README")
+        for model, value, baseline in (
+            ("ResNet-50", "77.58", "76.38"),
+            ("ResNet-101", "78.80", "78.20"),
+        )
+    )
+
+    def __init__(self, channels: int, *, num_groups: int = 64, init: str = "paper") -> None:
+        super().__init__(channels, init=init)
+        check_divides(num_groups=num_groups, channels=channels)
+        self.num_groups = num_groups
+        self.weight = nn.Parameter(torch.zeros(1, num_groups, 1, 1))
+        self.bias = nn.Parameter(torch.ones(1, num_groups, 1, 1))
+
+    def gate(self, x: Tensor) -> dict[str, Tensor]:
+        groups = x.unflatten(1, (self.num_groups, -1))  # (B, G, C/G, H, W)
+        t = (groups * groups.mean((3, 4), keepdim=True)).sum(2)  # (B, G, H, W)
+        gate = (_standardised(t) * self.weight + self.bias).sigmoid()  # (B, G, H, W)
+        return {"position": gate.repeat_interleave(groups.shape[2], dim=1)}  # (B, C, H, W)
+
+
+def _standardised(t: Tensor) -> Tensor:
+    """Each map less its mean, over its deviation; zero, with a finite gradient, where constant."""
+    t = t - t.mean((2, 3), keepdim=True)
+    freedom = torch.sym_max(t.shape[2] * t.shape[3] - 1, 1)
+    std = torch.linalg.vector_norm(t, dim=(2, 3), keepdim=True) / freedom**0.5  # (B, G, 1, 1)
+    return t / (std + EPS)
