@@ -1,6 +1,7 @@
 """One paper, one file. Importing a file registers its mechanism."""
 
 from foveate.mechanisms.bilinear_attention import BilinearAttention as BilinearAttention
+from foveate.mechanisms.bottleneck_attention import BottleneckAttention as BottleneckAttention
 from foveate.mechanisms.cbam import CBAM as CBAM
 from foveate.mechanisms.cbam import SpatialAttention as SpatialAttention
 from foveate.mechanisms.coordinate_attention import CoordinateAttention as CoordinateAttention
@@ -12,6 +13,9 @@ from foveate.mechanisms.double_attention import DoubleAttention as DoubleAttenti
 from foveate.mechanisms.efficient_attention import EfficientAttention as EfficientAttention
 from foveate.mechanisms.efficient_channel_attention import (
     EfficientChannelAttention as EfficientChannelAttention,
+)
+from foveate.mechanisms.efficient_multiscale_attention import (
+    EfficientMultiScaleAttention as EfficientMultiScaleAttention,
 )
 from foveate.mechanisms.external_attention import ExternalAttention as ExternalAttention
 from foveate.mechanisms.global_context import GlobalContext as GlobalContext
