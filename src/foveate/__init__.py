@@ -7,6 +7,7 @@ import foveate.mechanisms  # noqa: F401  (fills the registry)
 from foveate.registry import create, get_mechanism, list_mechanisms
 
 if TYPE_CHECKING:
+    from foveate import models
     from foveate.insertion import insert, plan, remove
     from foveate.profiling import profile
 
@@ -17,6 +18,7 @@ __all__ = [
     "get_mechanism",
     "insert",
     "list_mechanisms",
+    "models",
     "plan",
     "profile",
     "remove",
@@ -24,6 +26,7 @@ __all__ = [
 
 _LAZY = {
     "insert": "foveate.insertion",
+    "models": "foveate.models",
     "plan": "foveate.insertion",
     "profile": "foveate.profiling",
     "remove": "foveate.insertion",
@@ -33,7 +36,8 @@ _LAZY = {
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'foveate' has no attribute '{name}'")
-    return getattr(importlib.import_module(_LAZY[name]), name)
+    module = importlib.import_module(_LAZY[name])
+    return module if module.__name__ == f"foveate.{name}" else getattr(module, name)
 
 
 def __dir__() -> list[str]:

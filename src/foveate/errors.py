@@ -6,6 +6,10 @@ from collections.abc import Iterable
 from types import ModuleType
 
 
+_SHOWN = 80
+"""Names that an error lists; what it leaves out, a command or function does."""
+
+
 class UserError(Exception):
     """Marks an error that the input caused: the command line prints it in one line."""
 
@@ -32,6 +36,8 @@ def unknown(kind: str, name: str, choices: Iterable[str]) -> InvalidValueError:
     accepted = sorted(choices)
     near = difflib.get_close_matches(name, accepted, n=1)
     hint = f"did you mean '{near[0]}'? " if near else ""
+    if len(accepted) > _SHOWN:
+        accepted = [*accepted[: _SHOWN - 1], f"and {len(accepted) - _SHOWN + 1} more"]
     return InvalidValueError(f"unknown {kind} '{name}'; {hint}Accepted: {', '.join(accepted)}")
 
 

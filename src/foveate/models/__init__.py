@@ -10,10 +10,13 @@ from typing import Any
 
 from torch import nn
 
-from foveate.errors import InvalidTypeError
-from foveate.models.named import create as create
-from foveate.models.named import list_models as list_models
-from foveate.models.named import turned
+from foveate.errors import InvalidTypeError, require
+
+require("torchvision", extra="hosts")
+
+from foveate.models.named import create as create  # noqa: E402
+from foveate.models.named import list_models as list_models  # noqa: E402
+from foveate.models.named import turned  # noqa: E402
 
 
 def _shortcut(name: str, *, pretrained: bool = False, **options: Any) -> nn.Module:

@@ -2,7 +2,7 @@
 
 import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -72,8 +72,8 @@ def create(
     example = torch.zeros(1, 3, image_size, image_size)
     for one in recipe(key, base, model):
         _insert(model, one, init, example, options)
-    if name == "sknet50" and init == "paper":
-        _drop_norms(model)
+    if name in _FAMOUS and init == "paper":
+        _drop(model, _FAMOUS[name].without)
     return model
 
 
@@ -110,11 +110,20 @@ def turned(name: str) -> str | None:
     return next((one for one in (name, other) if one in known), None)
 
 
-# A mechanism in place of every spatial convolution that it can stand in for, under its own name.
+class _Famous(NamedTuple):
+    """A mechanism in place of the spatial convolutions of a host, under a name of its own."""
+
+    mechanism: str
+    host: str
+    without: tuple[str, ...] = ()
+    """Parts of each block that the paper has not after the mechanism."""
+
+
 _FAMOUS = {
-    "botnet50": ("bot", "resnet50"),
-    "cotnet50": ("cot", "resnet50"),
-    "sknet50": ("sk", "resnext50_32x4d"),
+    "botnet50": _Famous("bot", "resnet50"),
+    "cotnet50": _Famous("cot", "timm:resnet50", without=("bn2", "act2")),
+    # Its ReLU stays, but sees sums of activated maps and is idle.
+    "sknet50": _Famous("sk", "resnext50_32x4d", without=("bn2",)),
 }
 # These differ from any host in more than their attention.
 _THIN = {
@@ -139,7 +148,7 @@ def _names() -> dict[str, None]:
 
 def _split(name: str) -> tuple[str, str]:
     if name in _FAMOUS:
-        return _FAMOUS[name]
+        return _FAMOUS[name][:2]
     host = next(host for host in HOSTS if name.endswith(f"_{host}"))
     return name.removesuffix(f"_{host}"), host
 
@@ -152,8 +161,8 @@ def _move_strides(model: nn.Module) -> None:
         block.conv1.stride, block.conv2.stride = block.conv2.stride, (1, 1)
 
 
-def _drop_norms(model: nn.Module) -> None:
-    """Selective kernels end in activated maps: no normalisation follows, and the ReLU is idle."""
-    for block in model.modules():
-        if isinstance(block, Bottleneck):
-            block.bn2 = nn.Identity()
+def _drop(model: nn.Module, parts: tuple[str, ...]) -> None:
+    for block in list(model.modules()):
+        for part in parts:
+            if hasattr(block, part):
+                setattr(block, part, nn.Identity())

@@ -44,7 +44,13 @@ def _projections(key: str, **options: Any) -> Insertion:
 
 
 # Released models do not follow the adaptive rule; the widths by stage are those of the repository.
-_ECA_KERNELS = {"resnet18": (3, 5, 7, 7), "resnet34": (3, 3, 5, 7), "resnet50": (3, 5, 5, 7)}
+_ECA_KERNELS = {
+    "resnet18": (3, 5, 7, 7),
+    "resnet34": (3, 3, 5, 7),
+    "resnet50": (3, 5, 5, 7),
+    "resnet101": (3, 3, 5, 7),
+    "resnet152": (3, 3, 5, 7),
+}
 
 
 def _eca_resnet(name: str, host: nn.Module) -> list[Insertion]:
