@@ -30,10 +30,10 @@ class BilinearAttention(Mixer):
     .. math:: y = x + f_4(f_3(P X Q)), \quad X = f_1(x)
 
     The map :math:`X` is cut into ``block_size`` by ``block_size`` blocks. A row of :math:`P` says
-    how much of the blocks above and below each other goes into one of them, a column of :math:`Q`
-    the same for blocks side by side; both sum to 1, are sigmoids over their sum, computed from the
-    maxima of :math:`f_2(X)` over each row, or column, of blocks, and differ from group to group of
-    channels. Each :math:`f` is a convolution with batch normalisation and ReLU.
+    how much of each row of blocks goes into one of them, a column of :math:`Q` the same for columns
+    of blocks. Their entries are sigmoids divided by their sum, computed by a convolution from the
+    maxima of :math:`f_2(X)` over each row, or column, of blocks, for each group of channels anew.
+    Each :math:`f` is a pointwise convolution with batch normalisation and ReLU.
 
     Args:
         channels: Channels of the feature map.
@@ -114,9 +114,9 @@ class BilinearAttention(Mixer):
 
 
 def mix_blocks(matrix: Tensor, z: Tensor) -> Tensor:
-    """Rows of blocks of ``(B, C, H, W)``, mixed by the matrices ``(B, G, s, s)`` of the groups."""
+    """Rows of blocks of ``(B, C, H, W)``, mixed by a matrix for each group, ``(B, G, s, s)``."""
     groups, blocks = matrix.shape[1:3]
     rows = z.flatten(2).unflatten(2, (blocks, -1))  # (B, C, s, HW/s)
     rows = rows.unflatten(1, (groups, -1))  # (B, G, C/G, s, HW/s)
-    mixed = matrix.unsqueeze(2).to(z.dtype) @ rows
+    mixed = matrix.unsqueeze(2) @ rows
     return mixed.flatten(1, 2).flatten(2).unflatten(2, z.shape[2:])

@@ -25,7 +25,8 @@ class DANetPosition(Mixer):
 
     Note:
         The paper's figure has batch normalisation and ReLU on queries and keys; its authors'
-        code, which they confirmed, has neither.
+        code, which they confirmed, has neither. Some copies keep all channels in queries and
+        keys, or scale the scores.
 
     Example:
         >>> import torch
@@ -69,7 +70,7 @@ class DANetChannel(Mixer):
     Note:
         The subtraction from the maximum is in the official code and not in the paper's formula. It
         is no numerical trick: the weights are the softmax of :math:`-E`, so that a channel itself,
-        most like it, has the least.
+        most like it, has the least. Copies that leave it out compute the opposite.
 
     Example:
         >>> import torch

@@ -54,6 +54,6 @@ class DoubleAttention(Mixer):
         gather = self.gather(x).flatten(2).softmax(2)  # (B, C/r, HW), each row sums to 1
         distribute = self.distribute(x).flatten(2).softmax(1)  # (B, C/r, HW), each column does
         features = self.feature(x).flatten(2)  # (B, C/r, HW)
-        descriptors = features @ gather.mT.to(features.dtype)  # (B, C/r, C/r)
-        mixed = descriptors @ distribute.to(features.dtype)  # (B, C/r, HW)
+        descriptors = features @ gather.mT  # (B, C/r, C/r)
+        mixed = descriptors @ distribute  # (B, C/r, HW)
         return self.out(mixed.unflatten(2, x.shape[2:]))  # (B, C, H, W)

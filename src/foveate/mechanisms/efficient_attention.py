@@ -43,7 +43,7 @@ class EfficientAttention(Mixer):
     """
 
     place = "post"
-    variants: ClassVar[dict[str, dict[str, Any]]] = {"heads": {"num_heads": 4}}
+    variants: ClassVar[dict[str, dict[str, Any]]] = {"multi_head": {"num_heads": 4}}
 
     def __init__(
         self, channels: int, *, reduction: int = 2, num_heads: int = 1, init: str = "paper"
@@ -63,6 +63,6 @@ class EfficientAttention(Mixer):
             ops.to_tokens(project(x), self.num_heads)
             for project in (self.queries, self.keys, self.values)
         )  # (B, heads, HW, C/r/heads), the values (B, heads, HW, C/heads)
-        context = keys.softmax(2).mT.to(values.dtype) @ values  # (B, heads, C/r/heads, C/heads)
-        tokens = queries.softmax(3).to(values.dtype) @ context  # (B, heads, HW, C/heads)
+        context = keys.softmax(2).mT @ values  # (B, heads, C/r/heads, C/heads)
+        tokens = queries.softmax(3) @ context  # (B, heads, HW, C/heads)
         return self.reprojection(ops.from_tokens(tokens, like=x))  # (B, C, H, W)

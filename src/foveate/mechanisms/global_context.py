@@ -43,7 +43,8 @@ class GlobalContext(Mixer):
     Note:
         timm multiplies by default (its ``gca`` adds), has ``reduction=8``, rounds the bottleneck to
         the nearest width and not down, and with ``gca`` starts the weight of :math:`W_2` at zero
-        but not its bias. Some copies define the softmax and never apply it.
+        but not its bias. Some copies define the softmax and never apply it. Normalised over its
+        units, a bottleneck of one unit forgets its input: ``channels`` should be more.
 
     Example:
         >>> import torch

@@ -1,11 +1,13 @@
 """Non-local Neural Networks, Wang, Girshick, Gupta and He, CVPR 2018 (arXiv:1711.07971)."""
 
+from typing import Any, ClassVar
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foveate import ops
 from foveate.errors import check_choice
-from foveate.mechanisms.base import Mixer
+from foveate.mechanisms.base import Mixer, Published
 from foveate.mechanisms.norm import GateNorm
 from foveate.registry import register_mechanism
 
@@ -48,7 +50,8 @@ class NonLocal(Mixer):
         ValueError: If ``form`` or ``pool_position`` has none of the values above.
 
     Note:
-        mmcv pools after the embeddings. timm scales by the width of the input.
+        mmcv pools after the embeddings. timm scales by the width of the input, not of the
+        embeddings, which have an eighth of it there, rounded to a multiple of 8.
 
     Example:
         >>> import torch
@@ -59,6 +62,29 @@ class NonLocal(Mixer):
 
     place = "post"
     identity_scale = None
+    variants: ClassVar[dict[str, dict[str, Any]]] = {
+        "gaussian": {"form": "gaussian"},
+        "dot_product": {"form": "dot_product"},
+        "concatenation": {"form": "concatenation"},
+        "unscaled": {"scaled": False},
+    }
+    timm: ClassVar[dict[str, dict[str, Any]]] = {"nl": {}}
+    results: ClassVar[tuple[Published, ...]] = (
+        Published(
+            "C2D ResNet-50, 8 frames, 5 blocks",
+            "Kinetics top-1 accuracy %",
+            "74.4",
+            "71.9",
+            "video-nonlocal-net README",
+        ),
+        Published(
+            "I3D ResNet-50, 8 frames, 5 blocks",
+            "Kinetics top-1 accuracy %",
+            "74.7",
+            "73.4",
+            "video-nonlocal-net README",
+        ),
+    )
 
     def __init__(
         self,

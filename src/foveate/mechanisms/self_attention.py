@@ -1,5 +1,7 @@
 """Multi-head self-attention over positions, Vaswani et al., NeurIPS 2017 (arXiv:1706.03762)."""
 
+from typing import Any, ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -45,6 +47,11 @@ class SelfAttention(Mixer):
     """
 
     place = "head"
+    variants: ClassVar[dict[str, dict[str, Any]]] = {
+        "single_head": {"num_heads": 1},
+        "dot": {"score": "dot"},
+        "additive": {"score": "additive"},
+    }
 
     def __init__(
         self,
