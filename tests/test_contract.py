@@ -47,6 +47,8 @@ def gradients(module: nn.Module, x: Tensor) -> dict[str, Tensor]:
     """Gradients of a random weighting of the output, with respect to all parameters."""
     y = module(x)
     named = dict(module.named_parameters())
+    if not named:
+        return {}
     weighted = (y * random_map(*y.shape, seed=1)).sum()
     return dict(zip(named, torch.autograd.grad(weighted, named.values()), strict=True))
 
