@@ -37,6 +37,7 @@ def loaded_by(statement: str) -> set[str]:
         "import foveate",
         "import foveate; foveate.create('cbam', 64); foveate.list_mechanisms()",
         "import foveate; foveate.insert; foveate.remove; foveate.plan",
+        "import foveate; foveate.load_weights",
     ],
 )
 def test_import_needs_torch_only(statement: str) -> None:
@@ -50,8 +51,8 @@ def test_this_test_can_fail() -> None:
 
 def test_public_names_are_these() -> None:
     assert foveate.__all__ == [
-        *("create", "get_mechanism", "insert", "list_mechanisms", "models", "plan", "profile"),
-        "remove",
+        *("create", "get_mechanism", "insert", "list_mechanisms", "load_weights", "models", "plan"),
+        *("profile", "remove"),
     ]
     assert set(foveate.__all__) <= set(dir(foveate))
     with pytest.raises(AttributeError, match="has no attribute 'isnert'"):
@@ -71,6 +72,7 @@ def test_public_names_stay_what_they_are() -> None:
         ("create", "(key, channels, **options)"),
         ("list_mechanisms", "(pattern='*')"),
         ("remove", "(model)"),
+        ("load_weights", "(model, weights, *, layout='auto', head='match', strict=True)"),
         ("profile", "(model, images, *, repeats=20)"),
         (
             "plan",

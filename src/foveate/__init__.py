@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from foveate import models
     from foveate.insertion import insert, plan, remove
     from foveate.profiling import profile
+    from foveate.weights import load_weights
 
 __version__ = "0.1.0"
 
@@ -18,6 +19,7 @@ __all__ = [
     "get_mechanism",
     "insert",
     "list_mechanisms",
+    "load_weights",
     "models",
     "plan",
     "profile",
@@ -26,6 +28,7 @@ __all__ = [
 
 _LAZY = {
     "insert": "foveate.insertion",
+    "load_weights": "foveate.weights",
     "models": "foveate.models",
     "plan": "foveate.insertion",
     "profile": "foveate.profiling",
