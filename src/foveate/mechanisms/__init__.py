@@ -18,6 +18,9 @@ from foveate.mechanisms.efficient_multiscale_attention import (
     EfficientMultiScaleAttention as EfficientMultiScaleAttention,
 )
 from foveate.mechanisms.external_attention import ExternalAttention as ExternalAttention
+from foveate.mechanisms.frequency_channel_attention import (
+    FrequencyChannelAttention as FrequencyChannelAttention,
+)
 from foveate.mechanisms.gather_excite import GatherExcite as GatherExcite
 from foveate.mechanisms.global_context import GlobalContext as GlobalContext
 from foveate.mechanisms.non_local import NonLocal as NonLocal
