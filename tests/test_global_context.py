@@ -173,11 +173,14 @@ def test_heads_of_self_attention_weigh_by_shares() -> None:
     torch.testing.assert_close(gathered, torch.ones_like(gathered))
 
 
-def test_external_affinities_of_a_position_sum_to_one() -> None:
+def test_external_affinities_are_normalised_over_positions_then_over_units() -> None:
     module, x = case_of("external").randomised(16), random_map(2, 16, 6, 5)
-    affinity = input_of(module.value_memory, module, x)
-    torch.testing.assert_close(affinity.sum(3), torch.ones_like(affinity[..., 0]))
-    assert differ(affinity.sum(2), torch.ones_like(affinity[:, :, 0]))
+    scores = module.key_memory(module.conv1(x).flatten(2).mT)  # (B, N, S)
+    shares = scores.softmax(1)
+    affinity = input_of(module.value_memory, module, x).squeeze(1)
+    torch.testing.assert_close(affinity.sum(2), torch.ones(2, 30, dtype=torch.float64))
+    torch.testing.assert_close(affinity, shares / shares.sum(2, keepdim=True))
+    assert differ(affinity, scores.softmax(2))
 
 
 def test_double_attention_is_efficient_attention() -> None:
