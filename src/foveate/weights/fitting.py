@@ -50,9 +50,9 @@ class Draft:
 
     def add_attention(self, site: str, module: Attention, group: Group, layout: Layout) -> None:
         """Take the tensors of one attention module."""
-        self.used |= {*group.tensors.values(), *group.ignored}
+        self.used |= {*group.tensors.values()}
         values = {
-            ours: layout.fixes.get(ours, _as_it_is)(self.given[theirs])
+            ours: layout.fixes.get(ours, _as_it_is)(self.given[theirs], module)
             for ours, theirs in group.tensors.items()
         }
         fit = _Fit(module, values, layout.zeros, layout.needs(group.seen, module))
@@ -75,7 +75,7 @@ class Draft:
             )
 
 
-def _as_it_is(tensor: Tensor) -> Tensor:
+def _as_it_is(tensor: Tensor, module: Attention) -> Tensor:
     return tensor
 
 
@@ -150,6 +150,8 @@ class _Fit:
             others = {max(1, self.module.channels // shape[0]) for shape in shapes}
         elif option == "kernel_size":
             others = {shape[-1] for shape in shapes}
+        elif option == "size":
+            others = {tuple(shape[-2:]) for shape in shapes if len(shape) > 2}
         elif option == "num_groups":
             others = {max(shape) for shape in shapes}
         return [value, *sorted(others - {value})]

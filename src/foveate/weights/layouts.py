@@ -4,9 +4,10 @@ from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
-Fix = Callable[[Tensor], Tensor]
+Fix = Callable[[Tensor, Any], Tensor]
 Needs = Callable[[Set[str], Any], dict[str, Any]]
 
 
@@ -24,25 +25,30 @@ class Layout:
     names: Mapping[str, str]
     """Theirs, with ours for each; several of theirs may stand for one of ours."""
     fixes: Mapping[str, Fix] = field(default_factory=dict)
-    """What makes one of their tensors ours, by our name."""
+    """What makes one of their tensors ours, from it and our module, by our name."""
     zeros: tuple[str, ...] = ()
     """Ours that they do not have, and which do the same as theirs when they are zero."""
     needs: Needs = _nothing
     """Options that no tensor shows, from their names that were met and our module."""
-    ignored: tuple[str, ...] = ()
-    """Theirs that hold no weights."""
     host: tuple[tuple[str, str], ...] = ()
     """Patterns for the names of their host, with what torchvision calls the same."""
 
 
-def _mean_first(weight: Tensor) -> Tensor:
+def _mean_first(weight: Tensor, module: Any) -> Tensor:
     """For a convolution of [max; mean], from one of [mean; max]."""
     return weight.flip(1)
 
 
-def _narrower(theta: Tensor) -> Tensor:
+def _narrower(theta: Tensor, module: Any) -> Tensor:
     """For scores scaled by the width of the embeddings, from those of the input, twice as wide."""
     return theta * 0.5**0.5
+
+
+def _one_of_each(filters: Tensor, module: Any) -> Tensor:
+    """The filters of the groups of channels, from those of all channels, if they agree."""
+    size = module.channels // len(module.basis)
+    chosen = filters[::size]
+    return chosen if torch.equal(chosen.repeat_interleave(size, 0), filters) else filters
 
 
 def _raw_scores(names: Set[str], module: Any) -> dict[str, Any]:
@@ -71,6 +77,15 @@ def _scaled_whole(names: Set[str], module: Any) -> dict[str, Any]:
     return {"form": "embedded_gaussian", "scaled": True, "sub_sample": False}
 
 
+def _with_norm(names: Mapping[str, str]) -> dict[str, str]:
+    """Names of convolutions with their normalisation, from those of the modules around them."""
+    return {
+        f"{theirs}.{name}": f"{ours}.{name}"
+        for theirs, ours in names.items()
+        for name in ("conv", "bn")
+    }
+
+
 _SE_FC = {"fc.0": "fc1", "fc.2": "fc2"}
 _MBV2 = r"^(features\.(?!0\.|1\.)\d+\.conv)"
 _CADENE_HOST = ((r"^layer0\.", ""), (r"^last_linear\.", "fc."))
@@ -92,6 +107,7 @@ _POSITION = {
     "value_conv": "value_conv",
     "gamma": "scale",
 }
+_WIDTH, _HEIGHT, _PLANE = "width_gate", "height_gate", "spatial_gate"
 _BAM_CHANNEL = "channel_att.gate_c.gate_c_"
 _BAM_SPATIAL = "spatial_att.gate_s.gate_s_"
 
@@ -145,33 +161,30 @@ LAYOUTS: dict[str, dict[str, Layout]] = {
     "bam": {
         "official": Layout(
             {
-                f"{_BAM_CHANNEL}fc_0": "channel_gate.fc1",
-                f"{_BAM_CHANNEL}bn_1": "channel_gate.bn1",
-                f"{_BAM_CHANNEL}fc_final": "channel_gate.fc2",
-                f"{_BAM_SPATIAL}conv_reduce0": "spatial_gate.conv1",
-                f"{_BAM_SPATIAL}bn_reduce0": "spatial_gate.bn1",
-                f"{_BAM_SPATIAL}conv_di_0": "spatial_gate.conv2",
-                f"{_BAM_SPATIAL}bn_di_0": "spatial_gate.bn2",
-                f"{_BAM_SPATIAL}conv_di_1": "spatial_gate.conv3",
-                f"{_BAM_SPATIAL}bn_di_1": "spatial_gate.bn3",
-                f"{_BAM_SPATIAL}conv_final": "spatial_gate.conv4",
-            }
+                f"{_BAM_CHANNEL}fc_0": "channel_branch.fc1",
+                f"{_BAM_CHANNEL}bn_1": "channel_branch.bn",
+                f"{_BAM_CHANNEL}fc_final": "channel_branch.fc2",
+                f"{_BAM_SPATIAL}conv_reduce0": "spatial_branch.conv1",
+                f"{_BAM_SPATIAL}bn_reduce0": "spatial_branch.bn1",
+                f"{_BAM_SPATIAL}conv_di_0": "spatial_branch.conv2",
+                f"{_BAM_SPATIAL}bn_di_0": "spatial_branch.bn2",
+                f"{_BAM_SPATIAL}conv_di_1": "spatial_branch.conv3",
+                f"{_BAM_SPATIAL}bn_di_1": "spatial_branch.bn3",
+                f"{_BAM_SPATIAL}conv_final": "spatial_branch.conv4",
+            },
+            needs=lambda names, module: {"combine": "mul"},
         ),
     },
     "triplet": {
-        "official": Layout(
-            {
-                "cw.conv": "width_gate",
-                "hc.conv": "height_gate",
-                "hw.conv": "spatial_gate",
-            }
-        ),
+        "official": Layout(_with_norm({"cw.conv": _WIDTH, "hc.conv": _HEIGHT, "hw.conv": _PLANE})),
         "official_models": Layout(
-            {
-                "ChannelGateH.spatial": "width_gate",
-                "ChannelGateW.spatial": "height_gate",
-                "SpatialGate.spatial": "spatial_gate",
-            }
+            _with_norm(
+                {
+                    "ChannelGateH.spatial": _WIDTH,
+                    "ChannelGateW.spatial": _HEIGHT,
+                    "SpatialGate.spatial": _PLANE,
+                }
+            )
         ),
     },
     "coord": {
@@ -245,7 +258,9 @@ LAYOUTS: dict[str, dict[str, Layout]] = {
     "gct": {"official": Layout({name: name for name in ("alpha", "gamma", "beta")})},
     "srm": {"official": Layout({"cfc": "cfc", "bn": "bn"})},
     "sge": {"official": Layout({"weight": "weight", "bias": "bias"})},
-    "fca": {"official": Layout(_SE_FC, ignored=("dct_layer.weight",))},
+    "fca": {
+        "official": Layout({**_SE_FC, "dct_layer.weight": "basis"}, fixes={"basis": _one_of_each})
+    },
 }
 """By mechanism and by whose implementation it is."""
 

@@ -26,7 +26,6 @@ class Group:
     """Names in the checkpoint by ours, relative to the attention."""
     seen: set[str] = field(default_factory=set)
     """Names of the layout that were met."""
-    ignored: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -90,13 +89,15 @@ def read_as_own(names: Mapping[str, str], sites: Sites, key: str) -> Reading:
 
 def recognise(names: Mapping[str, str]) -> tuple[str, str] | None:
     """The mechanism and the layout that most of the names look like."""
-    counts = {
-        (key, name): sum(len(group.tensors) for group in _groups(layout, names).values())
-        for key, layouts in LAYOUTS.items()
-        for name, layout in layouts.items()
-    }
-    best = max(counts, key=lambda found: counts[found])
-    return best if counts[best] else None
+
+    def likeness(found: tuple[str, str]) -> tuple[float, int]:
+        layout = LAYOUTS[found[0]][found[1]]
+        parts = len(set(layout.names.values()))
+        groups = _groups(layout, names).values()
+        return sum(len(g.tensors) * len(g.seen) / parts for g in groups), len(layout.names)
+
+    best = max(((key, name) for key in LAYOUTS for name in LAYOUTS[key]), key=likeness)
+    return best if likeness(best)[0] else None
 
 
 def _reading(
@@ -138,9 +139,6 @@ def _groups(layout: Layout, names: Mapping[str, str]) -> dict[str, Group]:
                 groups[prefix].tensors[_join(layout.names[theirs], leaf)] = original
                 groups[prefix].seen.add(theirs)
                 break
-            if theirs in layout.ignored and not leaf:
-                groups[prefix].ignored.append(original)
-                break
         else:
             foreign.append(name)
     for prefix, group in groups.items():
@@ -148,7 +146,7 @@ def _groups(layout: Layout, names: Mapping[str, str]) -> dict[str, Group]:
     return {
         prefix: group
         for prefix, group in groups.items()
-        if group.tensors and not any(_belongs(name, prefix, layout) for name in foreign)
+        if not any(_belongs(name, prefix, layout) for name in foreign)
     }
 
 
