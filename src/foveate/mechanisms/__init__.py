@@ -10,6 +10,9 @@ from foveate.mechanisms.danet import DANet as DANet
 from foveate.mechanisms.danet import DANetChannel as DANetChannel
 from foveate.mechanisms.danet import DANetPosition as DANetPosition
 from foveate.mechanisms.double_attention import DoubleAttention as DoubleAttention
+from foveate.mechanisms.effective_squeeze_excitation import (
+    EffectiveSqueezeExcitation as EffectiveSqueezeExcitation,
+)
 from foveate.mechanisms.efficient_attention import EfficientAttention as EfficientAttention
 from foveate.mechanisms.efficient_channel_attention import (
     EfficientChannelAttention as EfficientChannelAttention,
@@ -25,6 +28,7 @@ from foveate.mechanisms.gather_excite import GatherExcite as GatherExcite
 from foveate.mechanisms.global_context import GlobalContext as GlobalContext
 from foveate.mechanisms.non_local import NonLocal as NonLocal
 from foveate.mechanisms.self_attention import SelfAttention as SelfAttention
+from foveate.mechanisms.simam import SimAM as SimAM
 from foveate.mechanisms.spatial_group_enhance import SpatialGroupEnhance as SpatialGroupEnhance
 from foveate.mechanisms.squeeze_excitation import SqueezeExcitation as SqueezeExcitation
 from foveate.mechanisms.static import Static as Static

@@ -7,5 +7,6 @@ from foveate.ops.linear_attention import linear_attention as linear_attention
 from foveate.ops.position_attention import position_attention as position_attention
 from foveate.ops.rectified_attention import rectified_attention as rectified_attention
 from foveate.ops.scale import scale as scale
+from foveate.ops.spatial_variance import spatial_variance as spatial_variance
 from foveate.ops.tokens import from_tokens as from_tokens
 from foveate.ops.tokens import to_tokens as to_tokens
