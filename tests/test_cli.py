@@ -1,6 +1,8 @@
 """The command line: what is printed, and that each mistake is one line and exit code 2."""
 
+import inspect
 import json
+import re
 
 import pytest
 
@@ -17,14 +19,19 @@ def test_list(capsys: Capture) -> None:
     assert "cbam" not in printed
 
 
+@pytest.mark.parametrize("width", [80, 100])
 @pytest.mark.parametrize("key", foveate.list_mechanisms())
-def test_show(key: str, capsys: Capture) -> None:
+def test_show(key: str, width: int, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
     assert main(["show", key]) == 0
     printed = capsys.readouterr().out
     cls = foveate.get_mechanism(key)
     assert cls.__qualname__ in printed
-    assert "multiply-adds" in printed
-    assert "Args:" in printed
+    assert "multiply-adds at 256 x 56 x 56" in printed
+    assert all(name in printed for name in (*inspect.signature(cls).parameters, *cls.timm))
+    assert all(result.source.split()[0] in printed for result in cls.results)
+    assert not re.search(r"\\|``|:\w+:`|\.\. ", printed)
+    assert max(map(len, printed.splitlines())) <= width
 
 
 def test_plan_as_a_table(capsys: Capture) -> None:

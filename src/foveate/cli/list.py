@@ -15,7 +15,7 @@ def list_keys(
     from rich.console import Console
     from rich.table import Table
 
-    from foveate.cli.describe import citation, summary
+    from foveate.describe.facts import citation, summary
 
     keys = list_mechanisms(pattern)
     if not keys:

@@ -1,0 +1,252 @@
+"""What a mechanism does, as a few steps: read from a run of its code, not from its source.
+
+The run is on tensors without data, once for each of two sizes of map, so that each side of a
+tensor is known as an expression in B, C, H and W.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+import torch
+from torch import nn
+
+from foveate.describe.facts import built
+from foveate.insertion.trace import Call, Node, Trace, ancestry, trace
+
+SIZES = ((2, 512, 112, 168), (3, 1024, 280, 224))
+LIMIT = 12
+"""Most steps of a diagram; a longer chain of steps is drawn as fewer with more in each."""
+VIEWS = {
+    *("view", "reshape", "flatten", "unflatten", "permute", "transpose", "movedim", "__get__"),
+    *("contiguous", "to", "type_as", "float", "clone", "detach", "expand", "expand_as", "pad"),
+    *("unsqueeze", "squeeze", "chunk", "split", "unbind", "__getitem__", "broadcast_to", "t"),
+    *("adjoint", "narrow", "select", "tensor_split", "split_with_sizes", "double", "repeat"),
+    *("repeat_interleave",),
+}
+CONSTANTS = {"eye", "arange", "zeros", "ones", "full", "empty", "tensor", "linspace", "ones_like"}
+WORDS = {
+    **dict.fromkeys(("add", "__add__", "__radd__", "add_"), "add"),
+    **dict.fromkeys(("sub", "__sub__", "__rsub__", "rsub"), "subtract"),
+    **dict.fromkeys(("mul", "__mul__", "__rmul__"), "multiply"),
+    **dict.fromkeys(("div", "__truediv__", "__rtruediv__", "true_divide"), "divide"),
+    **dict.fromkeys(("matmul", "__matmul__", "bmm", "einsum"), "matrix product"),
+    **dict.fromkeys(("pow", "__pow__", "__rpow__", "square"), "power"),
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), "conv"),
+    "amax": "maximum",
+    "cat": "concatenate",
+    "hardswish": "h-swish",
+    "interpolate": "resize",
+    "lerp": "blend",
+    "linalg_vector_norm": "norm",
+    "relu": "ReLU",
+    "gelu": "GELU",
+    "silu": "SiLU",
+    "scaled_dot_product_attention": "attention",
+    "unfold": "windows",
+    "vector_norm": "norm",
+}
+ALONE = {"multiply": "scale", "divide": "scale", "add": "shift", "subtract": "shift"}
+"""How an operation is called whose other operand is a number or a parameter."""
+
+LEADING = ("conv", "grouped", "depthwise", "linear", "matrix", "attention")
+"""How the labels of operations begin that always start a step."""
+
+
+@dataclass(eq=False)
+class Step:
+    """One box of a diagram: operations one after the other, and the tensor they give."""
+
+    labels: tuple[str, ...]
+    shape: str
+    parents: list["Step"]
+    calls: tuple[Call, ...] = field(default=(), repr=False)
+    """The calls of modules that it was made in, the innermost first."""
+
+
+def steps(key: str) -> list[Step]:
+    """The steps of a mechanism in the order they run: the input first, the output last."""
+    small, large = (_run(key, *size) for size in SIZES)
+    shapes = {
+        node: _shape(node.shape, other.shape)
+        for node, other in zip(small.nodes, large.nodes, strict=True)
+    }
+    found = _live(_without_views(small, shapes))
+    found = _joined(found)
+    while len(found) > LIMIT and (shorter := _shortened(found)) is not None:
+        found = shorter
+    return found
+
+
+def _run(key: str, batch: int, channels: int, height: int, width: int) -> Trace:
+    with torch.device("meta"):
+        module = built(key, channels, height, width)
+        return trace(module, torch.empty(batch, channels, height, width))
+
+
+def _without_views(run: Trace, shapes: dict[Node, str]) -> list[Step]:
+    """A step for each operation; what only looks at a tensor otherwise is that tensor."""
+    made: dict[Node, Step] = {}
+    same: dict[object, Step] = {}
+    for node in run.nodes:
+        parents = list(dict.fromkeys(made[parent] for parent in node.parents if parent in made))
+        if node.function in CONSTANTS or (node.parents and not parents):
+            continue
+        if node.function in VIEWS and parents:
+            made[node] = parents[0]
+            continue
+        calls = tuple(ancestry(node.call))
+        label = _label(node, sum(parent in made for parent in node.parents))
+        again = (label, shapes[node], calls[:1] and calls[0].name, tuple(map(id, parents)))
+        if node.function == "input":
+            made[node] = Step(("input",), shapes[node], [])
+        else:
+            made[node] = same.setdefault(again, Step((label,), shapes[node], parents, calls))
+    output = run.calls[-1].output
+    assert output is not None
+    last = made[output]
+    return [step for step in dict.fromkeys(made.values()) if step is not last] + [last]
+
+
+def _label(node: Node, operands: int) -> str:
+    module = node.call.module if node.call is not None else None
+    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return _convolution(module)
+    word = WORDS.get(node.function, node.function.strip("_").replace("_", " "))
+    return ALONE.get(word, word) if operands < 2 else word
+
+
+def _convolution(conv: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> str:
+    kernel = " × ".join(str(side) for side in conv.kernel_size)
+    dilation = max(int(step) for step in conv.dilation)
+    kind = "depthwise" if 1 < conv.groups == conv.in_channels else "grouped"
+    kind = kind if conv.groups > 1 else "conv"
+    return f"{kind} {kernel}" + (f", dilation {dilation}" if dilation > 1 else "")
+
+
+def _live(found: list[Step]) -> list[Step]:
+    """Those that the output comes from."""
+    live, waiting = set[Step](), [found[-1]]
+    while waiting:
+        step = waiting.pop()
+        if step not in live:
+            live.add(step)
+            waiting += step.parents
+    return [step for step in found if step in live]
+
+
+def _children(found: Iterable[Step]) -> dict[Step, list[Step]]:
+    children: dict[Step, list[Step]] = {step: [] for step in found}
+    for step in children:
+        for parent in step.parents:
+            children[parent].append(step)
+    return children
+
+
+def _joined(found: list[Step]) -> list[Step]:
+    """Small operations that keep the shape of the one tensor they take join its maker."""
+    for step in list(found):
+        if len(step.parents) == 1 and step.shape == step.parents[0].shape:
+            (parent,) = step.parents
+            own = step.labels[0].startswith(LEADING)
+            if not own and parent.parents and _children(found)[parent] == [step]:
+                found = _merged(found, {parent, step}, parent.labels + step.labels)
+    return found
+
+
+def _merged(found: list[Step], group: set[Step], labels: tuple[str, ...]) -> list[Step]:
+    """The steps with a group of them, of which only the last is used outside, made one."""
+    last = [step for step in found if step in group][-1]
+    parents = [p for step in found if step in group for p in step.parents if p not in group]
+    last.parents, last.labels = list(dict.fromkeys(parents)), labels
+    return [step for step in found if step is last or step not in group]
+
+
+def _shortened(found: list[Step]) -> list[Step] | None:
+    """One step fewer, or several: a part of the module as one, or else two steps as one."""
+    parts = list(_parts(found))
+    if parts:
+        chosen, _ = max(parts, key=lambda part: (len(list(ancestry(part[0]))), -len(part[1])))
+        for call, group in parts:
+            if type(call.module) is type(chosen.module):
+                found = _merged(found, group, (_name(call),))
+        return found
+    pairs = list(_pairs(found))
+    if not pairs:
+        return None
+    parent, step = min(pairs, key=lambda pair: len(pair[0].labels) + len(pair[1].labels))
+    return _merged(found, {parent, step}, parent.labels + step.labels)
+
+
+def _parts(found: list[Step]) -> Iterator[tuple[Call, set[Step]]]:
+    """Calls of parts of the module that have several steps, of which only the last is used."""
+    children = _children(found)
+    for call in dict.fromkeys(call for step in found for call in step.calls[:-1]):
+        group = {step for step in found if call in step.calls}
+        used = [step for step in group if not set(children[step]) <= group or not children[step]]
+        if len(group) > 1 and len(used) == 1:
+            yield call, group
+
+
+def _pairs(found: list[Step]) -> Iterator[tuple[Step, Step]]:
+    """Steps and their makers that are used nowhere else, chains first."""
+    children = _children(found)
+    pairs = [
+        (parent, step)
+        for step in found
+        for parent in step.parents
+        if parent.parents and children[parent] == [step]
+    ]
+    chains = [pair for pair in pairs if len(pair[1].parents) == 1]
+    yield from chains or pairs
+
+
+def _name(call: Call) -> str:
+    """The class of a module in words."""
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(call.module).__name__)
+    return words.lower()
+
+
+def _shape(small: Iterable[int], large: Iterable[int]) -> str:
+    sides = [_side(a, b) for a, b in zip(small, large, strict=True)]
+    if sides[:1] == ["B"]:
+        sides = sides[1:]
+    return " × ".join(sides) or "1"
+
+
+def _side(small: int, large: int) -> str:
+    """A number that is ``small`` at the first of ``SIZES`` and ``large`` at the second."""
+    if small == large:
+        return str(small)
+    for expression, (one, other) in _expressions():
+        ratio = Fraction(small, one)
+        if ratio == Fraction(large, other) and min(ratio.numerator, ratio.denominator) < 10:
+            return _times(ratio, expression)
+    (_, _, *first), (_, _, *second) = SIZES
+    for name, one, other in zip("HW", first, second, strict=True):
+        for k in (1, 2):
+            if small - k * one == large - k * other:
+                return f"{_times(Fraction(k), name)} {small - k * one:+d}".replace("+", "+ ")
+    return "…"
+
+
+def _expressions() -> Iterator[tuple[str, tuple[int, int]]]:
+    """Products of the sides of the input, the shortest first, and their values."""
+    (b, c, h, w), (b2, c2, h2, w2) = SIZES
+    yield "C", (c, c2)
+    yield "H", (h, h2)
+    yield "W", (w, w2)
+    yield "HW", (h * w, h2 * w2)
+    yield "(H + W)", (h + w, h2 + w2)
+    yield "B", (b, b2)
+    yield "BC", (b * c, b2 * c2)
+    yield "BH", (b * h, b2 * h2)
+    yield "BW", (b * w, b2 * w2)
+    yield "BHW", (b * h * w, b2 * h2 * w2)
+    yield "CHW", (c * h * w, c2 * h2 * w2)
+
+
+def _times(ratio: Fraction, expression: str) -> str:
+    above = f"{ratio.numerator if ratio.numerator > 1 else ''}{expression}"
+    return above if ratio.denominator == 1 else f"{above}/{ratio.denominator}"
