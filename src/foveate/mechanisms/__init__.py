@@ -4,6 +4,15 @@ from foveate.mechanisms.bilinear_attention import BilinearAttention as BilinearA
 from foveate.mechanisms.bottleneck_attention import BottleneckAttention as BottleneckAttention
 from foveate.mechanisms.cbam import CBAM as CBAM
 from foveate.mechanisms.cbam import SpatialAttention as SpatialAttention
+from foveate.mechanisms.concurrent_squeeze_excitation import (
+    ChannelSqueezeExcitation as ChannelSqueezeExcitation,
+)
+from foveate.mechanisms.concurrent_squeeze_excitation import (
+    ConcurrentSqueezeExcitation as ConcurrentSqueezeExcitation,
+)
+from foveate.mechanisms.concurrent_squeeze_excitation import (
+    SpatialSqueezeExcitation as SpatialSqueezeExcitation,
+)
 from foveate.mechanisms.coordinate_attention import CoordinateAttention as CoordinateAttention
 from foveate.mechanisms.criss_cross import CrissCross as CrissCross
 from foveate.mechanisms.danet import DANet as DANet
@@ -24,12 +33,17 @@ from foveate.mechanisms.external_attention import ExternalAttention as ExternalA
 from foveate.mechanisms.frequency_channel_attention import (
     FrequencyChannelAttention as FrequencyChannelAttention,
 )
+from foveate.mechanisms.gated_channel_transformation import (
+    GatedChannelTransformation as GatedChannelTransformation,
+)
 from foveate.mechanisms.gather_excite import GatherExcite as GatherExcite
 from foveate.mechanisms.global_context import GlobalContext as GlobalContext
+from foveate.mechanisms.linear_context import LinearContextTransform as LinearContextTransform
 from foveate.mechanisms.non_local import NonLocal as NonLocal
 from foveate.mechanisms.self_attention import SelfAttention as SelfAttention
 from foveate.mechanisms.simam import SimAM as SimAM
 from foveate.mechanisms.spatial_group_enhance import SpatialGroupEnhance as SpatialGroupEnhance
 from foveate.mechanisms.squeeze_excitation import SqueezeExcitation as SqueezeExcitation
 from foveate.mechanisms.static import Static as Static
+from foveate.mechanisms.style_recalibration import StyleRecalibration as StyleRecalibration
 from foveate.mechanisms.triplet_attention import TripletAttention as TripletAttention

@@ -1,0 +1,161 @@
+"""Concurrent spatial and channel squeeze and excitation, Roy et al., MICCAI 2018 (1803.02579)."""
+
+import torch
+from torch import Tensor, nn
+
+from foveate import ops
+from foveate.errors import check_choice
+from foveate.mechanisms.base import Gate, blend, bottleneck
+from foveate.registry import register_mechanism
+
+MERGES = ("max", "add", "mul", "concat")
+
+
+class ChannelExcitation(nn.Module):
+    """One gate for each channel, from the means of all: ``(B, C, H, W)`` to ``(B, C, 1, 1)``."""
+
+    def __init__(self, channels: int, reduction: int) -> None:
+        super().__init__()
+        hidden = bottleneck(channels, reduction)
+        self.fc1 = nn.Conv2d(channels, hidden, 1)
+        self.fc2 = nn.Conv2d(hidden, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = x.mean((2, 3), keepdim=True)  # (B, C, 1, 1)
+        return self.fc2(self.fc1(z).relu()).sigmoid()
+
+
+class SpatialExcitation(nn.Module):
+    """One gate for each position, from its channels: ``(B, C, H, W)`` to ``(B, 1, H, W)``."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x).sigmoid()
+
+
+@register_mechanism("cse")
+class ChannelSqueezeExcitation(Gate):
+    r"""Weighs each channel by a gate computed from the means of all channels.
+
+    .. math:: y = x \cdot \sigma(W_2\,\mathrm{relu}(W_1\,\mathrm{mean}_{HW}(x)))
+
+    Squeeze-and-excitation with a wide bottleneck, as segmentation networks have it.
+
+    Args:
+        channels: Channels of the feature map.
+        reduction: Ratio of the bottleneck.
+        init: Paper's form, or identity (see :class:`~foveate.mechanisms.base.Gate`).
+
+    Shape:
+        - Input and output: ``(B, C, H, W)``
+        - ``channel``: ``(B, C, 1, 1)``
+
+    Raises:
+        ValueError: If ``reduction`` is below 1.
+
+    Example:
+        >>> ChannelSqueezeExcitation(64)
+        ChannelSqueezeExcitation(64, reduction=2)
+    """
+
+    place = "post"
+
+    def __init__(self, channels: int, *, reduction: int = 2, init: str = "paper") -> None:
+        super().__init__(channels, init=init)
+        self.reduction = reduction
+        self.channel_excitation = ChannelExcitation(channels, reduction)
+
+    def gate(self, x: Tensor) -> dict[str, Tensor]:
+        return {"channel": self.channel_excitation(x)}
+
+
+@register_mechanism("sse")
+class SpatialSqueezeExcitation(Gate):
+    r"""Weighs each position by a gate computed from its own channels.
+
+    .. math:: y = x \cdot \sigma(w^\top x_i + b)
+
+    Args:
+        channels: Channels of the feature map.
+        init: Paper's form, or identity (see :class:`~foveate.mechanisms.base.Gate`).
+
+    Shape:
+        - Input and output: ``(B, C, H, W)``
+        - ``spatial``: ``(B, 1, H, W)``
+
+    Example:
+        >>> SpatialSqueezeExcitation(64)
+        SpatialSqueezeExcitation(64)
+    """
+
+    place = "post"
+
+    def __init__(self, channels: int, *, init: str = "paper") -> None:
+        super().__init__(channels, init=init)
+        self.spatial_excitation = SpatialExcitation(channels)
+
+    def gate(self, x: Tensor) -> dict[str, Tensor]:
+        return {"spatial": self.spatial_excitation(x)}
+
+
+@register_mechanism("scse")
+class ConcurrentSqueezeExcitation(Gate):
+    r"""Weighs channels and positions side by side, and merges the two maps.
+
+    .. math:: y = \mathrm{merge}(x \cdot g_c(x),\; x \cdot g_s(x))
+
+    Args:
+        channels: Channels of the feature map.
+        reduction: Ratio of the bottleneck of the channel gate.
+        merge: ``"max"``, ``"add"``, ``"mul"``, or ``"concat"``: both maps, brought back to
+            ``channels`` by a 1x1 convolution.
+        init: Paper's form, or identity (see :class:`~foveate.mechanisms.base.Gate`).
+
+    Shape:
+        - Input and output: ``(B, C, H, W)``
+        - ``channel``: ``(B, C, 1, 1)``
+        - ``spatial``: ``(B, 1, H, W)``
+
+    Raises:
+        ValueError: If ``merge`` is none of these, or ``reduction`` below 1.
+
+    Note:
+        The official code takes the larger of the two maps, with a reduction of 2. The conference
+        paper adds them; a popular segmentation library adds them with a reduction of 16.
+
+    Example:
+        >>> ConcurrentSqueezeExcitation(64)
+        ConcurrentSqueezeExcitation(64, reduction=2, merge='max')
+    """
+
+    place = "post"
+
+    def __init__(
+        self, channels: int, *, reduction: int = 2, merge: str = "max", init: str = "paper"
+    ) -> None:
+        super().__init__(channels, init=init)
+        self.reduction, self.merge = reduction, check_choice("merge", merge, MERGES)
+        self.channel_excitation = ChannelExcitation(channels, reduction)
+        self.spatial_excitation = SpatialExcitation(channels)
+        if merge == "concat":
+            self.conv = nn.Conv2d(2 * channels, channels, 1)
+
+    def gate(self, x: Tensor) -> dict[str, Tensor]:
+        return {"channel": self.channel_excitation(x), "spatial": self.spatial_excitation(x)}
+
+    def forward(self, x: Tensor) -> Tensor:
+        gates = self.gate(x)
+        channel, spatial = (ops.scale(x, gate) for gate in gates.values())
+        return blend(x, self._merged(channel, spatial), self.strength)
+
+    def _merged(self, channel: Tensor, spatial: Tensor) -> Tensor:
+        if self.merge == "max":
+            return torch.maximum(channel, spatial)
+        if self.merge == "add":
+            return channel + spatial
+        if self.merge == "mul":
+            return channel * spatial
+        return self.conv(torch.cat([channel, spatial], dim=1))  # (B, 2C, H, W) to (B, C, H, W)
