@@ -5,6 +5,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from foveate import ops
 from foveate.errors import InvalidValueError
 from foveate.mechanisms.base import Gate, Published
 from foveate.registry import register_mechanism
@@ -61,7 +62,7 @@ class SimAM(Gate):
         self.regularization = regularization
 
     def gate(self, x: Tensor) -> dict[str, Tensor]:
-        d = (x - x.mean((2, 3), keepdim=True)).square()  # (B, C, H, W)
-        freedom = torch.sym_max(x.shape[2] * x.shape[3] - 1, 1)
-        v = d.sum((2, 3), keepdim=True) / freedom  # (B, C, 1, 1)
-        return {"element": (d / (4 * (v + self.regularization)) + 0.5).sigmoid()}
+        scale = (4 * (ops.spatial_variance(x) + self.regularization)).rsqrt()  # (B, C, 1, 1)
+        # Scaled first: the bare square of a deviation can be too large for float16.
+        deviation = (x - x.mean((2, 3), keepdim=True)) * scale  # (B, C, H, W)
+        return {"element": torch.sigmoid(deviation.square() + 0.5)}
