@@ -385,6 +385,22 @@ def test_basis_is_that_of_the_cosine_transform(
     torch.testing.assert_close(basis.double(), torch.stack(expected), rtol=0, atol=1e-6)
 
 
+# Vertical frequencies, then horizontal ones, as the authors' code lists them.
+LISTS = {
+    "top": ("00600114513000324635526553342261", "01052020060463526333511242113053"),
+    "low": ("00110221203401301234501234561234", "01012012230043154321065432106543"),
+    "bot": ("61332412445146256162243355625536", "64466314456522514350311242115333"),
+}
+
+
+@pytest.mark.parametrize("order", ["top", "low", "bot"])
+def test_frequencies_are_those_of_the_authors(order: str) -> None:
+    vertical, horizontal = LISTS[order]
+    for number in (1, 2, 4, 8, 16, 32):
+        pairs = list(zip(map(int, vertical), map(int, horizontal), strict=True))
+        assert CHOICES[f"{order}{number}"] == pairs[:number]
+
+
 @pytest.mark.parametrize("order", ["top", "low", "bot"])
 def test_frequencies_are_different_ones_of_a_seven_by_seven_map(order: str) -> None:
     pairs = CHOICES[f"{order}32"]
