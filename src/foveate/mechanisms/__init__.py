@@ -38,7 +38,9 @@ from foveate.mechanisms.gated_channel_transformation import (
 )
 from foveate.mechanisms.gather_excite import GatherExcite as GatherExcite
 from foveate.mechanisms.global_context import GlobalContext as GlobalContext
-from foveate.mechanisms.linear_context import LinearContextTransform as LinearContextTransform
+from foveate.mechanisms.linear_context_transform import (
+    LinearContextTransform as LinearContextTransform,
+)
 from foveate.mechanisms.non_local import NonLocal as NonLocal
 from foveate.mechanisms.self_attention import SelfAttention as SelfAttention
 from foveate.mechanisms.simam import SimAM as SimAM
