@@ -37,7 +37,7 @@ class FrequencyChannelAttention(Gate):
     .. math::
         y = x \cdot \sigma(W_2\,\mathrm{relu}(W_1 z)), \quad
         z_c = \sum_{h,w} x_{chw} D_{u_c}(h, H)\,D_{v_c}(w, W), \quad
-        D_u(h, H) = \sqrt{\frac{1 + [u > 0]}{H}} \cos\frac{\pi u (h + 1/2)}{H}
+        D_u(h, H) = \sqrt{(1 + [u > 0]) / H}\,\cos(\pi u (h + 1/2) / H)
 
     Of as many equal parts of the channels as there are frequencies each has its own frequency. With
     the lowest alone it is squeeze-and-excitation of means times :math:`\sqrt{HW}`.

@@ -17,7 +17,7 @@ class SpatialGroupEnhance(Gate):
 
     .. math::
         y_p = x_p \cdot \sigma(w\,\hat t_p + b), \quad
-        \hat t_p = \frac{t_p - \mathrm{mean}(t)}{\mathrm{std}(t) + \epsilon}, \quad
+        \hat t_p = (t_p - \mathrm{mean}(t)) / (\mathrm{std}(t) + \epsilon), \quad
         t_p = x_p^\top\,\mathrm{mean}_{HW}(x)
 
     with :math:`x_p` the channels of one group at position :math:`p`. Where all positions are alike,

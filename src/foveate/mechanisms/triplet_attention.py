@@ -15,7 +15,7 @@ class TripletAttention(Gate):
     r"""Averages three gates, each over one plane of the map and blind to its third axis.
 
     .. math::
-        y = x \cdot \frac{g_{CW} + g_{CH} + g_{HW}}{3}, \quad
+        y = \frac{1}{3}\,x \cdot (g_{CW} + g_{CH} + g_{HW}), \quad
         g_{CW} = \sigma(\mathrm{BN}(\mathrm{conv}_k([\max_H(x); \mathrm{mean}_H(x)])))
 
     and likewise :math:`g_{CH}` from maxima and means over :math:`W`, and :math:`g_{HW}` from those
