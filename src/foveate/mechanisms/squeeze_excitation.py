@@ -1,8 +1,10 @@
 """Squeeze-and-Excitation Networks, Hu, Shen and Sun, CVPR 2018 (arXiv:1709.01507)."""
 
+from typing import Any, ClassVar
+
 from torch import Tensor, nn
 
-from foveate.mechanisms.base import Gate, bottleneck
+from foveate.mechanisms.base import Gate, Published, bottleneck
 from foveate.registry import register_mechanism
 
 
@@ -11,6 +13,10 @@ class SqueezeExcitation(Gate):
     r"""Weighs each channel by a gate computed from the means of all channels.
 
     .. math:: y = x \cdot \sigma(W_2\,\mathrm{relu}(W_1\,\mathrm{mean}_{HW}(x)))
+
+    The paper puts it at the end of a residual branch, and compares three other places: before the
+    branch (SE-PRE, ``where="pre"``), after the addition (SE-POST, ``"post"``) and on the skip
+    (SE-Identity, ``"shortcut"``).
 
     Args:
         channels: Channels of the feature map.
@@ -27,13 +33,26 @@ class SqueezeExcitation(Gate):
 
     Note:
         The released Caffe models have both biases, the journal text has none: both are faithful.
-        timm rounds the bottleneck to a multiple of 8, the paper does not.
+        timm rounds the bottleneck to a multiple of 8, the paper does not: its ``se`` is the same
+        only where ``channels`` is a multiple of ``8 * reduction``.
 
     Example:
         >>> import torch
         >>> SqueezeExcitation(64)(torch.rand(2, 64, 8, 8)).shape
         torch.Size([2, 64, 8, 8])
     """
+
+    variants: ClassVar[dict[str, dict[str, Any]]] = {"no_bias": {"bias": False}}
+    timm: ClassVar[dict[str, dict[str, Any]]] = {"se": {}}
+    results: ClassVar[tuple[Published, ...]] = tuple(
+        Published(model, f"ImageNet top-1 {metric} %", value, baseline, source)
+        for model, metric, value, baseline, source in (
+            ("ResNet-50", "accuracy", "77.18", "76.38", "PytorchInsight README"),
+            ("ResNet-101", "accuracy", "78.47", "78.20", "PytorchInsight README"),
+            ("ResNet-50, retrained", "error", "22.37", "", "SENet README"),
+            ("ResNet-101, retrained", "error", "21.75", "", "SENet README"),
+        )
+    )
 
     def __init__(
         self, channels: int, *, reduction: int = 16, bias: bool = True, init: str = "paper"
