@@ -5,6 +5,7 @@ import json
 import re
 
 import pytest
+from rich.cells import cell_len
 
 import foveate
 from foveate.cli import main
@@ -31,7 +32,7 @@ def test_show(key: str, width: int, capsys: Capture, monkeypatch: pytest.MonkeyP
     assert all(name in printed for name in (*inspect.signature(cls).parameters, *cls.timm))
     assert all(result.source.split()[0] in printed for result in cls.results)
     assert not re.search(r"\\|``|:\w+:`|\.\. ", printed)
-    assert max(map(len, printed.splitlines())) <= width
+    assert max(map(cell_len, printed.splitlines())) <= width
 
 
 def test_plan_as_a_table(capsys: Capture) -> None:

@@ -86,7 +86,7 @@ def _rows(known: "Facts") -> Iterator[tuple[str, str]]:
         for name, options in named.items():
             yield label, f"{name}: {as_keywords(options)}"
             label = ""
-    yield "class", f"{cls.__module__}.{cls.__qualname__}"
+    yield "class", f"{cls.__qualname__} in {cls.__module__}"
 
 
 def _results(known: "Facts") -> Any:

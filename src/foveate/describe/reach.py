@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from foveate.describe.facts import built
 
-CHANNELS, HEIGHT, WIDTH = 64, 65, 63
+CHANNELS, HEIGHT, WIDTH = 64, 49, 47
 DRAWS = 2
 """A rectifier may close a path in one draw of the weights; rarely the same in two."""
 

@@ -34,15 +34,20 @@ WORDS = {
     **dict.fromkeys(("matmul", "__matmul__", "bmm", "einsum"), "matrix product"),
     **dict.fromkeys(("pow", "__pow__", "__rpow__", "square"), "power"),
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), "conv"),
+    "adaptive_avg_pool2d": "average pool",
+    "adaptive_max_pool2d": "maximum pool",
     "amax": "maximum",
+    "avg_pool2d": "average pool",
     "cat": "concatenate",
     "hardswish": "h-swish",
     "interpolate": "resize",
+    "hardsigmoid": "h-sigmoid",
     "lerp": "blend",
     "linalg_vector_norm": "norm",
     "relu": "ReLU",
     "gelu": "GELU",
     "silu": "SiLU",
+    "max_pool2d": "maximum pool",
     "scaled_dot_product_attention": "attention",
     "unfold": "windows",
     "vector_norm": "norm",
@@ -93,8 +98,9 @@ def _without_views(run: Trace, shapes: dict[Node, str]) -> list[Step]:
         parents = list(dict.fromkeys(made[parent] for parent in node.parents if parent in made))
         if node.function in CONSTANTS or (node.parents and not parents):
             continue
-        if node.function in VIEWS and parents:
-            made[node] = parents[0]
+        if node.function in VIEWS:
+            if parents:  # a view of a parameter is the parameter
+                made[node] = parents[0]
             continue
         calls = tuple(ancestry(node.call))
         label = _label(node, sum(parent in made for parent in node.parents))
