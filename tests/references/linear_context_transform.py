@@ -10,7 +10,7 @@ from references.variant import CHANNEL, Variant, Weights
 
 def linear_context_transform(x: Tensor, weights: Weights, **options: int) -> Tensor:
     """``weights`` are ``weight`` and ``bias``, one number for each channel."""
-    num_groups = options.get("num_groups", 64)
+    num_groups = options.get("num_groups", 16)
     strength = float(weights.get("strength", 1))
     B, C, H, W = x.shape
     size = C // num_groups
@@ -29,11 +29,11 @@ def linear_context_transform(x: Tensor, weights: Weights, **options: int) -> Ten
     return out
 
 
-def parameters(channels: int, num_groups: int = 64) -> int:
+def parameters(channels: int, num_groups: int = 16) -> int:
     return 2 * channels
 
 
 VARIANTS = [
     Variant("lct", linear_context_transform, CHANNEL, parameters, options, multiple=multiple)
-    for options, multiple in (({}, 64), ({"num_groups": 8}, 8), ({"num_groups": 1}, 1))
+    for options, multiple in (({}, 16), ({"num_groups": 4}, 4), ({"num_groups": 1}, 1))
 ]

@@ -22,5 +22,5 @@ def simam(x: Tensor, weights: dict[str, Tensor], **options: object) -> Tensor:
 
 VARIANTS = [
     Variant("simam", simam, {"element": "BCHW"}, lambda channels, **_: 0, options)
-    for options in ({}, {"regularization": 0.1})
+    for options in ({}, {"regularization": 0.1}, {"regularization": 1.0})
 ]

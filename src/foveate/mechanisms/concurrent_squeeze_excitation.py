@@ -1,4 +1,9 @@
-"""Concurrent spatial and channel squeeze and excitation, Roy et al., MICCAI 2018 (1803.02579)."""
+"""scSE: Concurrent Spatial and Channel SE, Roy et al., MICCAI 2018 (arXiv:1803.02579).
+
+The merges other than the sum are those of its journal version, IEEE TMI 2019 (arXiv:1808.08127).
+"""
+
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -56,12 +61,13 @@ class ChannelSqueezeExcitation(Gate):
     Raises:
         ValueError: If ``reduction`` is below 1.
 
+    Note:
+        Many copies have the ratio 16 of the original squeeze-and-excitation, or no biases.
+
     Example:
         >>> ChannelSqueezeExcitation(64)
         ChannelSqueezeExcitation(64, reduction=2)
     """
-
-    place = "post"
 
     def __init__(self, channels: int, *, reduction: int = 2, init: str = "paper") -> None:
         super().__init__(channels, init=init)
@@ -76,7 +82,9 @@ class ChannelSqueezeExcitation(Gate):
 class SpatialSqueezeExcitation(Gate):
     r"""Weighs each position by a gate computed from its own channels.
 
-    .. math:: y = x \cdot \sigma(w^\top x_i + b)
+    .. math:: y_i = x_i \cdot \sigma(w^\top x_i + b)
+
+    with :math:`x_i` the channels at position :math:`i`.
 
     Args:
         channels: Channels of the feature map.
@@ -86,12 +94,16 @@ class SpatialSqueezeExcitation(Gate):
         - Input and output: ``(B, C, H, W)``
         - ``spatial``: ``(B, 1, H, W)``
 
+    Raises:
+        ValueError: If ``channels`` is below 1.
+
+    Note:
+        Some copies leave the bias out, or give every channel a gate of its own.
+
     Example:
         >>> SpatialSqueezeExcitation(64)
         SpatialSqueezeExcitation(64)
     """
-
-    place = "post"
 
     def __init__(self, channels: int, *, init: str = "paper") -> None:
         super().__init__(channels, init=init)
@@ -105,14 +117,19 @@ class SpatialSqueezeExcitation(Gate):
 class ConcurrentSqueezeExcitation(Gate):
     r"""Weighs channels and positions side by side, and merges the two maps.
 
-    .. math:: y = \mathrm{merge}(x \cdot g_c(x),\; x \cdot g_s(x))
+    .. math::
+        y = \max(x \cdot c,\; x \cdot s), \quad
+        c = \sigma(W_2\,\mathrm{relu}(W_1\,\mathrm{mean}_{HW}(x))), \quad
+        s_i = \sigma(w^\top x_i + b)
+
+    The identity form goes from the input to the merged map by a learned strength, zero at first.
 
     Args:
         channels: Channels of the feature map.
         reduction: Ratio of the bottleneck of the channel gate.
-        merge: ``"max"``, ``"add"``, ``"mul"``, or ``"concat"``: both maps, brought back to
-            ``channels`` by a 1x1 convolution.
-        init: Paper's form, or identity (see :class:`~foveate.mechanisms.base.Gate`).
+        merge: ``"max"``, ``"add"`` or ``"mul"`` for the larger, the sum or the product of the two
+            gated maps, or ``"concat"``: both, brought back to ``channels`` by a 1x1 convolution.
+        init: ``"paper"`` or ``"identity"``.
 
     Shape:
         - Input and output: ``(B, C, H, W)``
@@ -123,15 +140,20 @@ class ConcurrentSqueezeExcitation(Gate):
         ValueError: If ``merge`` is none of these, or ``reduction`` below 1.
 
     Note:
-        The official code takes the larger of the two maps, with a reduction of 2. The conference
-        paper adds them; a popular segmentation library adds them with a reduction of 16.
+        The conference paper adds; the journal compares the four, and the official code takes the
+        larger. Of a negative value that is the one with the *smaller* gate. The product squares the
+        input. In the journal the next layer takes both maps of ``"concat"``, without a convolution
+        between. segmentation_models.pytorch adds, with ``reduction=16``.
 
     Example:
         >>> ConcurrentSqueezeExcitation(64)
         ConcurrentSqueezeExcitation(64, reduction=2, merge='max')
     """
 
-    place = "post"
+    variants: ClassVar[dict[str, dict[str, Any]]] = {
+        "conference": {"merge": "add"},
+        "segmentation_models": {"reduction": 16, "merge": "add"},
+    }
 
     def __init__(
         self, channels: int, *, reduction: int = 2, merge: str = "max", init: str = "paper"

@@ -13,7 +13,9 @@ from foveate.registry import register_mechanism
 class EffectiveSqueezeExcitation(Gate):
     r"""Weighs each channel by a gate computed from the means of all, through one full layer.
 
-    .. math:: y = x \cdot \mathrm{hardsigmoid}(W\,\mathrm{mean}_{HW}(x) + b)
+    .. math::
+        y = x \cdot \mathrm{hardsigmoid}(W\,\mathrm{mean}_{HW}(x) + b), \quad
+        \mathrm{hardsigmoid}(z) = \min(\max(z + 3, 0), 6) / 6
 
     Args:
         channels: Channels of the feature map.
@@ -23,8 +25,12 @@ class EffectiveSqueezeExcitation(Gate):
         - Input and output: ``(B, C, H, W)``
         - ``channel``: ``(B, C, 1, 1)``
 
+    Raises:
+        ValueError: If ``channels`` is below 1.
+
     Note:
-        Without a bottleneck no channel is lost before the gate, at :math:`C^2` parameters.
+        Without a bottleneck no channel is lost before the gate, at :math:`C^2` parameters. The hard
+        sigmoid has a slope of 1/6, not the 1/5 of some frameworks.
 
     Example:
         >>> EffectiveSqueezeExcitation(64)

@@ -1,6 +1,6 @@
-"""GCT: Gated Channel Transformation, Yang et al., CVPR 2020 (arXiv:1909.11519)."""
+"""GCT: Gated Channel Transformation, Yang, Zhu, Wu and Yang, CVPR 2020 (arXiv:1909.11519)."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -9,66 +9,81 @@ from foveate.errors import check_choice
 from foveate.mechanisms.base import Gate, Published
 from foveate.registry import register_mechanism
 
+EPS = 1e-5
 NORMS = ("l2", "l1")
 
 
 @register_mechanism("gct")
 class GatedChannelTransformation(Gate):
-    r"""Weighs each channel by its share of the lengths of all channels.
+    r"""Weighs each channel by its norm among the norms of all channels; starts as the identity.
 
     .. math::
-        y_c = x_c \cdot \Big(1 + \tanh\Big(
-        \gamma_c \frac{e_c}{\sqrt{\mathrm{mean}_C(e^2) + \epsilon}} + \beta_c\Big)\Big), \quad
-        e_c = \alpha_c \sqrt{\sum_{HW} x_c^2 + \epsilon}
+        y = x \cdot (1 + \tanh(\gamma\,\hat e + \beta)), \quad
+        \hat e = \frac{e}{\sqrt{\mathrm{mean}_C(e^2) + \epsilon}}, \quad
+        e = \alpha\,\sqrt{\sum_{HW} x^2 + \epsilon}
+
+    With :math:`\gamma > 0` channels compete, with :math:`\gamma < 0` they support one another.
+    With ``norm="l1"``, :math:`e = \alpha \sum_{HW} |x|` is divided by
+    :math:`\mathrm{mean}_C(|e|) + \epsilon`.
 
     Args:
         channels: Channels of the feature map.
-        norm: Length of a channel: ``"l2"`` as above, or ``"l1"``, the sum of absolute values,
-            divided by the mean of :math:`|e|`.
-        eps: Added to sums of squares and to divisors.
-        init: Paper's form or identity, here the same: the gates are 1 at first.
+        norm: ``"l2"`` or ``"l1"``.
+        init: Paper's form or identity, which are the same: :math:`\alpha = 1` and
+            :math:`\gamma = \beta = 0` at first.
 
     Shape:
         - Input and output: ``(B, C, H, W)``
-        - ``channel``: ``(B, C, 1, 1)``
+        - ``channel``: ``(B, C, 1, 1)``, between 0 and 2
 
     Raises:
-        ValueError: If ``norm`` is neither of the two.
+        ValueError: If ``norm`` has none of the values above.
 
     Note:
-        The authors keep weight decay off :math:`\beta`. Some collections call another method, the
-        Gaussian context transformer, by the same letters.
+        The official place is before every convolution, stem and projections included. The paper
+        has no weight decay on :math:`\beta`; the official repository found it better with one for
+        ResNet-50. Not to be confused with the Gaussian context transformer of the same initials.
 
     Example:
-        >>> GatedChannelTransformation(64)
-        GatedChannelTransformation(64, norm='l2', eps=1e-05)
+        >>> import torch
+        >>> x = torch.randn(2, 64, 8, 8)
+        >>> torch.equal(GatedChannelTransformation(64)(x), x)
+        True
     """
 
     place = "conv"
     published_identity = True
-    results: ClassVar[tuple[Published, ...]] = (
-        Published("ResNet-50", "ImageNet top-1 accuracy %", "77.3", "", "GCT README"),
-        Published(
-            "ResNet-50, weight decay on beta", "ImageNet top-1 accuracy %", "77.7", "", "GCT README"
-        ),
+    variants: ClassVar[dict[str, dict[str, Any]]] = {"l1": {"norm": "l1"}}
+    results: ClassVar[tuple[Published, ...]] = tuple(
+        Published(model, "ImageNet top-1 accuracy %", value, "", "GCT README")
+        for model, value in (
+            ("ResNet-50, no weight decay on beta", "77.3"),
+            ("ResNet-50, weight decay on beta", "77.7"),
+        )
     )
 
-    def __init__(
-        self, channels: int, *, norm: str = "l2", eps: float = 1e-5, init: str = "paper"
-    ) -> None:
+    def __init__(self, channels: int, *, norm: str = "l2", init: str = "paper") -> None:
         super().__init__(channels, init=init)
-        self.norm, self.eps = check_choice("norm", norm, NORMS), eps
+        self.norm = check_choice("norm", norm, NORMS)
         self.alpha = nn.Parameter(torch.ones(1, channels, 1, 1))
         self.gamma = nn.Parameter(torch.zeros(1, channels, 1, 1))
         self.beta = nn.Parameter(torch.zeros(1, channels, 1, 1))
 
     def gate(self, x: Tensor) -> dict[str, Tensor]:
-        wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x  # sums over all HW
-        if self.norm == "l2":
-            length = (wide.square().sum((2, 3), keepdim=True) + self.eps).sqrt()  # (B, C, 1, 1)
-            embedding = length * self.alpha
-            scale = (embedding.square().mean(1, keepdim=True) + self.eps).rsqrt()  # (B, 1, 1, 1)
-        else:
-            embedding = wide.abs().sum((2, 3), keepdim=True) * self.alpha  # (B, C, 1, 1)
-            scale = 1 / (embedding.abs().mean(1, keepdim=True) + self.eps)  # (B, 1, 1, 1)
-        return {"channel": 1 + (embedding * scale * self.gamma + self.beta).tanh()}
+        embedded = self._l2(x) if self.norm == "l2" else self._l1(x)  # (B, C, 1, 1)
+        return {"channel": 1 + torch.tanh(self.gamma * embedded + self.beta)}
+
+    def _l2(self, x: Tensor) -> Tensor:
+        length = _spatial_norm(x, order=2)
+        e = self.alpha * torch.hypot(length, torch.full_like(length, EPS**0.5))
+        return e * (e.square().mean(1, keepdim=True) + EPS).rsqrt()
+
+    def _l1(self, x: Tensor) -> Tensor:
+        e = self.alpha * _spatial_norm(x, order=1)
+        return e / (e.abs().mean(1, keepdim=True) + EPS)
+
+
+def _spatial_norm(x: Tensor, order: int) -> Tensor:
+    """Norm of each channel, ``(B, C, 1, 1)``, in at least float32: it grows with the map."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return torch.linalg.vector_norm(x, order, dim=(2, 3), keepdim=True, dtype=wide)

@@ -1,7 +1,5 @@
 """LCT: Linear Context Transform Block, Ruan, Wen, Zheng and Zheng, AAAI 2020 (arXiv:1909.03834)."""
 
-from typing import Any, ClassVar
-
 import torch
 from torch import Tensor, nn
 
@@ -36,17 +34,15 @@ class LinearContextTransform(Gate):
         ValueError: If ``num_groups`` does not divide ``channels``.
 
     Note:
-        There is no official code; copies disagree on where training starts, many with a weight of
-        1 and a bias of 0.
+        There is no official code, and copies disagree: some start with a weight of 1 and a bias of
+        0, and some take fewer groups where the number does not divide the channels.
 
     Example:
         >>> LinearContextTransform(256)
-        LinearContextTransform(256, num_groups=64)
+        LinearContextTransform(256, num_groups=16)
     """
 
-    variants: ClassVar[dict[str, dict[str, Any]]] = {"g8": {"num_groups": 8}}
-
-    def __init__(self, channels: int, *, num_groups: int = 64, init: str = "paper") -> None:
+    def __init__(self, channels: int, *, num_groups: int = 16, init: str = "paper") -> None:
         super().__init__(channels, init=init)
         check_divides(num_groups=num_groups, channels=channels)
         self.num_groups = num_groups

@@ -1,6 +1,6 @@
 """SimAM: A Simple, Parameter-Free Attention Module, Yang et al., ICML 2021."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -35,9 +35,10 @@ class SimAM(Gate):
         ValueError: If ``regularization`` is not above 0.
 
     Note:
-        The module's default is 1e-4, but the official ImageNet commands set 0.1. There it acts
-        inside the block, after the 3x3 convolution and before its normalisation, where copies put
-        it at the end of the block.
+        The module's default is 1e-4, but the official ImageNet commands set 0.1, and the command
+        line's own default is 4. There it acts inside the block, after the 3x3 convolution and
+        before its normalisation, where copies put it at the end of the block. Most copies give NaN
+        on 1 x 1 maps.
 
     Example:
         >>> SimAM(64)
@@ -45,6 +46,7 @@ class SimAM(Gate):
     """
 
     place = "conv3x3"
+    variants: ClassVar[dict[str, dict[str, Any]]] = {"imagenet": {"regularization": 0.1}}
     results: ClassVar[tuple[Published, ...]] = tuple(
         Published(model, "ImageNet top-1 accuracy %", value, "", "SimAM README")
         for model, value in (

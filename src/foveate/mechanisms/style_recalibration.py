@@ -16,40 +16,42 @@ class StyleRecalibration(Gate):
     r"""Weighs each channel by a gate computed from its own mean and standard deviation.
 
     .. math::
-        y = x \cdot \sigma(\mathrm{BN}(w_1\,\mathrm{mean}_{HW}(x) + w_2\,\mathrm{std}_{HW}(x)))
+        y = x \cdot \sigma(\mathrm{BN}(w_1\,\mu + w_2\,\sqrt{v + \epsilon})), \quad
+        \mu = \mathrm{mean}_{HW}(x), \quad v = \frac{1}{HW - 1} \sum_{HW} (x - \mu)^2
 
-    The variance is the unbiased one, plus :math:`10^{-5}`; of a 1 x 1 map it is zero.
+    with two weights for each channel, zero at first, so that every gate starts at one half. On a
+    1 x 1 map :math:`v = 0`.
 
     Args:
         channels: Channels of the feature map.
-        init: Paper's form, whose gates are 0.5 at first, or identity (see
-            :class:`~foveate.mechanisms.base.Gate`).
+        init: Paper's form, or identity (see :class:`~foveate.mechanisms.base.Gate`). In the
+            identity form the weights start at one half, since the strength is the zero already.
 
     Shape:
         - Input and output: ``(B, C, H, W)``
         - ``channel``: ``(B, C, 1, 1)``
 
+    Raises:
+        ValueError: If ``channels`` is below 1.
+
     Note:
-        The authors start the two weights of each channel at zero and keep weight decay off them.
-        A popular copy starts them at random and takes the deviation without its epsilon.
+        The official recipe has no weight decay on any of these parameters. Some copies start with
+        random weights, or take the deviation without :math:`\epsilon`, whose gradient is not
+        finite where a channel is constant; many give NaN on 1 x 1 maps.
 
     Example:
-        >>> StyleRecalibration(64)
-        StyleRecalibration(64)
+        >>> import torch
+        >>> StyleRecalibration(64).maps(torch.rand(2, 64, 8, 8))["channel"].unique()
+        tensor([0.5000], grad_fn=<Unique2Backward0>)
     """
 
     def __init__(self, channels: int, *, init: str = "paper") -> None:
         super().__init__(channels, init=init)
-        # With zero weights behind a zero strength the norm would not move for two steps.
-        start = (
-            torch.randn(channels, 2) / 2**0.5 if init == "identity" else torch.zeros(channels, 2)
-        )
-        self.cfc = nn.Parameter(start)
+        self.cfc = nn.Parameter(torch.full((channels, 2), 0.5 if init == "identity" else 0.0))
         self.bn = GateNorm(channels)
 
     def gate(self, x: Tensor) -> dict[str, Tensor]:
-        mean = x.mean((2, 3), keepdim=True)  # (B, C, 1, 1)
-        std = (ops.spatial_variance(x) + EPS).sqrt()  # (B, C, 1, 1)
-        style = torch.cat([mean, std], dim=2)  # (B, C, 2, 1)
+        deviation = (ops.spatial_variance(x) + EPS).sqrt()
+        style = torch.cat([x.mean((2, 3), keepdim=True), deviation], dim=2)  # (B, C, 2, 1)
         z = (style * self.cfc.unsqueeze(2)).sum(2, keepdim=True)  # (B, C, 1, 1)
         return {"channel": self.bn(z).sigmoid()}
