@@ -42,9 +42,11 @@ from foveate.mechanisms.linear_context_transform import (
     LinearContextTransform as LinearContextTransform,
 )
 from foveate.mechanisms.non_local import NonLocal as NonLocal
+from foveate.mechanisms.selective_kernel import SelectiveKernel as SelectiveKernel
 from foveate.mechanisms.self_attention import SelfAttention as SelfAttention
 from foveate.mechanisms.simam import SimAM as SimAM
 from foveate.mechanisms.spatial_group_enhance import SpatialGroupEnhance as SpatialGroupEnhance
+from foveate.mechanisms.split_attention import SplitAttention as SplitAttention
 from foveate.mechanisms.squeeze_excitation import SqueezeExcitation as SqueezeExcitation
 from foveate.mechanisms.static import Static as Static
 from foveate.mechanisms.style_recalibration import StyleRecalibration as StyleRecalibration
