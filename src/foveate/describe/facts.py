@@ -18,8 +18,6 @@ from foveate.registry import create, get_mechanism
 SHAPE = (256, 56, 56)
 """Channels, height and width of the map that costs are given for."""
 
-DRAWN = "1 + a (g - 1)".replace(" ", "\N{NO-BREAK SPACE}")
-
 
 @dataclass(frozen=True)
 class Option:
@@ -113,7 +111,7 @@ def _identity(key: str) -> str:
             "the convolution stays; what stands in for it is added with a learned scale, 0 at first"
         )
     if "strength" in identity:
-        return f"a learned strength a, 0 at first, draws each factor g towards 1: {DRAWN}"
+        return "a learned strength a, 0 at first: each factor g acts as 1 + a (g - 1)"
     if "scale" not in identity:
         return "the paper's own initialisation is the identity"
     if "scale" not in paper:

@@ -79,7 +79,7 @@ def _page(known: Facts) -> Iterator[str]:
     yield known.citation
     yield from _prose(known.doc.body)
     yield f"![Steps of {known.key}, with the shape after each]({known.key}.svg)"
-    yield table(("", ""), _rows(known))
+    yield table(("at a glance", ""), _rows(known))
     yield "## Options"
     yield table(
         ("option", "default", "meaning"),

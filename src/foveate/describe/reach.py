@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from foveate.describe.facts import built
 
-CHANNELS, HEIGHT, WIDTH = 64, 49, 47
+CHANNELS, HEIGHT, WIDTH = 256, 49, 47
 DRAWS = 2
 """A rectifier may close a path in one draw of the weights; rarely the same in two."""
 
@@ -38,11 +38,13 @@ def _reached(key: str, generator: torch.Generator) -> Tensor:
 
 @torch.no_grad()
 def _randomise(module: nn.Module, generator: torch.Generator) -> None:
-    """Weights of the size that training gives, none of them zero."""
+    """Weights none of which is zero, and so small that no softmax rounds a share to zero."""
     for parameter in module.parameters():
-        fan_in = parameter[0].numel() if parameter.ndim > 1 else 1
         values = torch.randn(parameter.shape, generator=generator)
-        parameter.copy_(0.5 + values.abs() if parameter.ndim < 2 else values * fan_in**-0.5)
+        if parameter.ndim < 2:
+            parameter.copy_(0.5 + values.abs())
+        else:
+            parameter.copy_(values / (2 * parameter[0].numel() ** 0.5))
 
 
 def _in_words(reached: Tensor) -> str:
