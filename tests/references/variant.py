@@ -34,6 +34,8 @@ class Variant:
     """Those that it does not depend on where batch statistics are taken."""
     transposed: Callable[[Weights], Weights] = dict
     """Weights with which rows and columns change their parts."""
+    cancels: bool = False
+    """Signed products cancel in its sums: narrow dtypes are held to the largest output's size."""
     all_pairs: bool = False
     """Attends from every position to every other."""
 

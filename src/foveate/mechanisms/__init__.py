@@ -13,6 +13,7 @@ from foveate.mechanisms.concurrent_squeeze_excitation import (
 from foveate.mechanisms.concurrent_squeeze_excitation import (
     SpatialSqueezeExcitation as SpatialSqueezeExcitation,
 )
+from foveate.mechanisms.contextual_transformer import ContextualTransformer as ContextualTransformer
 from foveate.mechanisms.coordinate_attention import CoordinateAttention as CoordinateAttention
 from foveate.mechanisms.criss_cross import CrissCross as CrissCross
 from foveate.mechanisms.danet import DANet as DANet
@@ -38,6 +39,7 @@ from foveate.mechanisms.gated_channel_transformation import (
 )
 from foveate.mechanisms.gather_excite import GatherExcite as GatherExcite
 from foveate.mechanisms.global_context import GlobalContext as GlobalContext
+from foveate.mechanisms.involution import Involution as Involution
 from foveate.mechanisms.linear_context_transform import (
     LinearContextTransform as LinearContextTransform,
 )

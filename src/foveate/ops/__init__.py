@@ -4,6 +4,7 @@ from foveate.ops.additive_attention import additive_attention as additive_attent
 from foveate.ops.channel_attention import channel_attention as channel_attention
 from foveate.ops.criss_cross_attention import criss_cross_attention as criss_cross_attention
 from foveate.ops.linear_attention import linear_attention as linear_attention
+from foveate.ops.local_aggregation import local_aggregation as local_aggregation
 from foveate.ops.position_attention import position_attention as position_attention
 from foveate.ops.rectified_attention import rectified_attention as rectified_attention
 from foveate.ops.scale import scale as scale
