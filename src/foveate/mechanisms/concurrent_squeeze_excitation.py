@@ -141,7 +141,7 @@ class ConcurrentSqueezeExcitation(Gate):
 
     Note:
         The conference paper adds; the journal compares the four, and the official code takes the
-        larger. Of a negative value that is the one with the *smaller* gate. The product squares the
+        larger. Of a negative value that is the one with the smaller gate. The product squares the
         input. In the journal the next layer takes both maps of ``"concat"``, without a convolution
         between. segmentation_models.pytorch adds, with ``reduction=16``.
 

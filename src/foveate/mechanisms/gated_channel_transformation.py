@@ -22,15 +22,15 @@ class GatedChannelTransformation(Gate):
         \hat e = \frac{e}{\sqrt{\mathrm{mean}_C(e^2) + \epsilon}}, \quad
         e = \alpha\,\sqrt{\sum_{HW} x^2 + \epsilon}
 
-    With :math:`\gamma > 0` channels compete, with :math:`\gamma < 0` they support one another.
+    Channels compete where :math:`\gamma` is positive, and support one another where it is negative.
     With ``norm="l1"``, :math:`e = \alpha \sum_{HW} |x|` is divided by
     :math:`\mathrm{mean}_C(|e|) + \epsilon`.
 
     Args:
         channels: Channels of the feature map.
         norm: ``"l2"`` or ``"l1"``.
-        init: Paper's form or identity, which are the same: :math:`\alpha = 1` and
-            :math:`\gamma = \beta = 0` at first.
+        init: Paper's form or identity, which are the same: :math:`\alpha` starts at 1, and
+            :math:`\gamma` and :math:`\beta` at 0.
 
     Shape:
         - Input and output: ``(B, C, H, W)``

@@ -64,7 +64,7 @@ class SimAM(Gate):
         self.regularization = regularization
 
     def gate(self, x: Tensor) -> dict[str, Tensor]:
-        scale = (4 * (ops.spatial_variance(x) + self.regularization)).rsqrt()  # (B, C, 1, 1)
+        scale = (ops.spatial_variance(x) + self.regularization).rsqrt() / 2  # (B, C, 1, 1)
         # Scaled first: the bare square of a deviation can be too large for float16.
         deviation = (x - x.mean((2, 3), keepdim=True)) * scale  # (B, C, H, W)
         return {"element": torch.sigmoid(deviation.square() + 0.5)}

@@ -16,8 +16,8 @@ class StyleRecalibration(Gate):
     r"""Weighs each channel by a gate computed from its own mean and standard deviation.
 
     .. math::
-        y = x \cdot \sigma(\mathrm{BN}(w_1\,\mu + w_2\,\sqrt{v + \epsilon})), \quad
-        \mu = \mathrm{mean}_{HW}(x), \quad v = \frac{1}{HW - 1} \sum_{HW} (x - \mu)^2
+        y = x \cdot \sigma(\mathrm{BN}(w_1 m + w_2 \sqrt{v + \epsilon})), \quad
+        m = \mathrm{mean}_{HW}(x), \quad v = \frac{1}{HW - 1} \sum_{HW} (x - m)^2
 
     with two weights for each channel, zero at first, so that every gate starts at one half. On a
     1 x 1 map :math:`v = 0`.
@@ -36,8 +36,7 @@ class StyleRecalibration(Gate):
 
     Note:
         The official recipe has no weight decay on any of these parameters. Some copies start with
-        random weights, or take the deviation without :math:`\epsilon`, whose gradient is not
-        finite where a channel is constant; many give NaN on 1 x 1 maps.
+        random weights, or take the deviation without :math:`\epsilon`; most give NaN on 1 x 1 maps.
 
     Example:
         >>> import torch
