@@ -32,8 +32,8 @@ class Variant:
     """Parameters that the output provably does not depend on."""
     constant_in_training: tuple[str, ...] = ()
     """Those that it does not depend on where batch statistics are taken."""
-    transposed: Callable[[Weights], Weights] = dict
-    """Weights with which rows and columns change their parts."""
+    transposed: Callable[[Weights], Weights] | None = dict
+    """Weights with which rows and columns change their parts; None if one always comes first."""
     cancels: bool = False
     """Signed products cancel in its sums: narrow dtypes are held to the largest output's size."""
     all_pairs: bool = False

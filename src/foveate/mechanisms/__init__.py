@@ -27,6 +27,9 @@ from foveate.mechanisms.efficient_attention import EfficientAttention as Efficie
 from foveate.mechanisms.efficient_channel_attention import (
     EfficientChannelAttention as EfficientChannelAttention,
 )
+from foveate.mechanisms.efficient_local_attention import (
+    EfficientLocalAttention as EfficientLocalAttention,
+)
 from foveate.mechanisms.efficient_multiscale_attention import (
     EfficientMultiScaleAttention as EfficientMultiScaleAttention,
 )
@@ -40,6 +43,10 @@ from foveate.mechanisms.gated_channel_transformation import (
 from foveate.mechanisms.gather_excite import GatherExcite as GatherExcite
 from foveate.mechanisms.global_context import GlobalContext as GlobalContext
 from foveate.mechanisms.involution import Involution as Involution
+from foveate.mechanisms.large_kernel_attention import LargeKernelAttention as LargeKernelAttention
+from foveate.mechanisms.large_kernel_attention import (
+    LargeSeparableKernelAttention as LargeSeparableKernelAttention,
+)
 from foveate.mechanisms.linear_context_transform import (
     LinearContextTransform as LinearContextTransform,
 )
