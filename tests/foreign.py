@@ -460,3 +460,74 @@ class Fca(SELinear):
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.fc(self.dct_layer(x))[:, :, None, None]
+
+
+class Staged(nn.Module):
+    """Attention after each stage but the last, as children of the network."""
+
+    def __init__(self, build: Callable[[int], nn.Module]) -> None:
+        super().__init__()
+        net = Net()
+        self.conv1, self.bn1, self.bam1 = net.conv1, net.bn1, build(64)
+        self.layer1, self.layer2, self.fc = net.layer1, net.layer2, net.fc
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.bam1(self.layer1(self.bn1(self.conv1(x)).relu()))
+        return self.fc(self.layer2(x).mean((2, 3)))
+
+
+def among_blocks(net: Net, stage: str, position: int, module: nn.Module) -> Net:
+    """The network with a module between two blocks, which shifts the numbers after it."""
+    blocks = list(getattr(net, stage))
+    blocks.insert(position, module)
+    setattr(net, stage, nn.Sequential(*blocks))
+    return net
+
+
+class FlatBlock(nn.Module):
+    """A block of MobileNetV2, its layers in one sequence, attention after the depthwise ones."""
+
+    def __init__(self, block: Any, build: Callable[[int], nn.Module]) -> None:
+        super().__init__()
+        nested = [list(m) if isinstance(m, nn.Sequential) else [m] for m in block.conv]
+        layers = [layer for group in nested for layer in group]
+        if len(layers) == 8:
+            layers.insert(6, build(layers[0].out_channels))
+        self.conv, self.shortcut = nn.Sequential(*layers), block.use_res_connect
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(x) if self.shortcut else self.conv(x)
+
+
+class FlatMobileNet(nn.Module):
+    def __init__(self, net: Any, build: Callable[[int], nn.Module]) -> None:
+        super().__init__()
+        first, *blocks, last = net.features
+        flat = [FlatBlock(block, build) for block in blocks]
+        self.features, self.conv = nn.Sequential(first, *flat), last
+        self.classifier = net.classifier
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.conv(self.features(x)).mean((2, 3)))
+
+
+class GCTBlock(Block):
+    """With attention before each convolution, that of the projection within its sequence."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__(inputs, outputs, stride, lambda channels: {})
+        self.gct1, self.gct2 = GCT(inputs), GCT(outputs)
+        if self.downsample is not None:
+            self.downsample = nn.Sequential(GCT(inputs), *self.downsample)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn1(self.conv1(self.gct1(x))).relu()
+        y = self.bn2(self.conv2(self.gct2(y)))
+        return (y + (x if self.downsample is None else self.downsample(x))).relu()
+
+
+def before_each_convolution() -> Net:
+    net = Net()
+    net.layer1 = nn.Sequential(GCTBlock(64, 64, 1), GCTBlock(64, 64, 1))
+    net.layer2 = nn.Sequential(GCTBlock(64, 128, 2), GCTBlock(128, 128, 1))
+    return net

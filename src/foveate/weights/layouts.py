@@ -31,7 +31,7 @@ class Layout:
     needs: Needs = _nothing
     """Options that no tensor shows, from their names that were met and our module."""
     host: tuple[tuple[str, str], ...] = ()
-    """Patterns for the names of their host, with what torchvision calls the same."""
+    """Patterns for the names of their host, with those of torchvision's that computes the same."""
 
 
 def _mean_first(weight: Tensor, module: Any) -> Tensor:
@@ -88,7 +88,6 @@ def _with_norm(names: Mapping[str, str]) -> dict[str, str]:
 
 _SE_FC = {"fc.0": "fc1", "fc.2": "fc2"}
 _MBV2 = r"^(features\.(?!0\.|1\.)\d+\.conv)"
-_CADENE_HOST = ((r"^layer0\.", ""), (r"^last_linear\.", "fc."))
 # MobileNetV2 with the layers of each block in one sequence, as many trained it.
 _FLAT_MOBILENET = (
     (_MBV2 + r"\.([01])\.", r"\1.0.\2."),
@@ -113,7 +112,7 @@ _BAM_SPATIAL = "spatial_att.gate_s.gate_s_"
 
 LAYOUTS: dict[str, dict[str, Layout]] = {
     "se": {
-        "cadene": Layout({"se_module.fc1": "fc1", "se_module.fc2": "fc2"}, host=_CADENE_HOST),
+        "cadene": Layout({"se_module.fc1": "fc1", "se_module.fc2": "fc2"}),
         "timm": Layout({"fc1": "fc1", "fc2": "fc2"}),
         "moskomule": Layout(_SE_FC),
     },

@@ -82,7 +82,7 @@ def read_as_own(names: Mapping[str, str], sites: Sites, key: str) -> Reading:
     groups = {}
     for site in sites.of(key):
         inside = {_inside(n, site): original for n, original in names.items() if _within(n, site)}
-        if inside:
+        if not inside.keys().isdisjoint(sites.modules[site].state_dict()):
             groups[site] = Group(site, inside)
     return Reading(dict(names), groups, _matched(names, groups, sites))
 

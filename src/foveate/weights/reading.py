@@ -68,7 +68,12 @@ def _refusal(path: Path, error: Exception) -> str:
             f"'{path}' holds code ({code[1]}) and not only tensors; none of it has been run. "
             "Save the model's state_dict() where it comes from, and load that"
         )
-    reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    with path.open("rb") as file:
+        start = file.read(2)
+    if start in (b"PK", b"\x80\x02") or _is_safetensors(path):
+        reason = re.split(r"[.:]? *(?:\n|[.:] )", str(error).strip())[0] or type(error).__name__
+    else:
+        reason = "it is neither a safetensors file nor one of torch.save"
     return f"'{path}' holds no weights that can be read: {reason}"
 
 
