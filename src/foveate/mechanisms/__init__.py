@@ -51,6 +51,7 @@ from foveate.mechanisms.linear_context_transform import (
     LinearContextTransform as LinearContextTransform,
 )
 from foveate.mechanisms.non_local import NonLocal as NonLocal
+from foveate.mechanisms.parallel_network import ParNet as ParNet
 from foveate.mechanisms.selective_kernel import SelectiveKernel as SelectiveKernel
 from foveate.mechanisms.self_attention import SelfAttention as SelfAttention
 from foveate.mechanisms.simam import SimAM as SimAM
@@ -58,5 +59,7 @@ from foveate.mechanisms.spatial_group_enhance import SpatialGroupEnhance as Spat
 from foveate.mechanisms.split_attention import SplitAttention as SplitAttention
 from foveate.mechanisms.squeeze_excitation import SqueezeExcitation as SqueezeExcitation
 from foveate.mechanisms.static import Static as Static
+from foveate.mechanisms.strip_pooling import MixedPooling as MixedPooling
+from foveate.mechanisms.strip_pooling import StripPooling as StripPooling
 from foveate.mechanisms.style_recalibration import StyleRecalibration as StyleRecalibration
 from foveate.mechanisms.triplet_attention import TripletAttention as TripletAttention
