@@ -126,9 +126,9 @@ def contents(path: Path, theirs: nn.Module) -> dict[str, Callable[[], Any]]:
 
 
 KINDS = {
-    "attack": r"holds code \(\S+\) and not only tensors",
-    "plain attack": r"holds code \(\S+\) and not only tensors",
-    "module": r"holds code \(foreign\.Net\) and not only tensors",
+    "attack": r"it holds code \(\S+\), none of which was run",
+    "plain attack": r"it holds code \(\S+\), none of which was run",
+    "module": r"it holds code \(foreign\.Net\), none of which was run",
     "truncated": "be read: PytorchStreamReader failed",
     **dict.fromkeys(("empty", "text"), "neither a safetensors file nor one of torch.save"),
     **dict.fromkeys(("list", "nothing"), "be read: no tensors by name"),

@@ -2,13 +2,11 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from foveate.errors import InvalidValueError
+from foveate.weights.reading import read_tensors
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
 
@@ -17,8 +15,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint by name; nothing in the file is executed.
 
     Args:
-        path: A ``.safetensors`` file, or a ``.pt`` or ``.pth`` with a state dict, which may lie
-            under ``state_dict`` or ``model``.
+        path: A ``.safetensors`` file, or a ``.pt`` or ``.pth`` with a state dict, which may be
+            nested as training scripts do.
 
     Raises:
         ValueError: If the file is missing, of another kind, or cannot be read.
@@ -29,21 +27,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             f"pretrained must be 'DEFAULT' or a file that ends in {', '.join(SUFFIXES)}, "
             f"but got '{path}'"
         )
-    if not path.is_file():
-        raise InvalidValueError(f"there is no file of weights at '{path}'")
-    try:
-        return load_file(path) if path.suffix == ".safetensors" else _read_torch(path)
-    except Exception as error:  # whatever a reader raises on foreign bytes
-        reason = str(error).partition("\n")[0]
-        raise InvalidValueError(f"'{path}' holds no weights that can be read: {reason}") from error
-
-
-def _read_torch(path: Path) -> dict[str, Tensor]:
-    found: Any = torch.load(path, map_location="cpu", weights_only=True)
-    for wrapper in ("state_dict", "model"):
-        found = found.get(wrapper, found)
-    tensors = {name: value for name, value in found.items() if isinstance(value, Tensor)}
-    return {name.removeprefix("module."): value for name, value in tensors.items()}
+    return {name.removeprefix("module."): value for name, value in read_tensors(path).items()}
 
 
 def load_into(model: nn.Module, weights: Mapping[str, Tensor], num_classes: int) -> None:

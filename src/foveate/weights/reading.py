@@ -64,10 +64,8 @@ def _is_safetensors(path: Path) -> bool:
 def _refusal(path: Path, error: Exception) -> str:
     code = re.search(r"(?:Unsupported (?:global|class)\W+(?:GLOBAL )?|import )([\w.]+)", str(error))
     if isinstance(error, pickle.UnpicklingError) and code:
-        return (
-            f"'{path}' holds code ({code[1]}) and not only tensors; none of it has been run. "
-            "Save the model's state_dict() where it comes from, and load that"
-        )
+        reason = f"it holds code ({code[1]}), none of which was run; save a state_dict() instead"
+        return f"'{path}' holds no weights that can be read: {reason}"
     with path.open("rb") as file:
         start = file.read(2)
     if start in (b"PK", b"\x80\x02") or _is_safetensors(path):
