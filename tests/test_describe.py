@@ -146,6 +146,10 @@ def test_steps_of_coordinate_attention() -> None:
     ]
 
 
+def test_loops_are_one_step() -> None:
+    assert "add 48 times" in steps("involution")[-1].labels  # 7 x 7 places
+
+
 @pytest.mark.parametrize("key", KEYS)
 def test_steps_are_few_and_lead_from_the_input_to_the_output(key: str) -> None:
     found = steps(key)
@@ -189,6 +193,7 @@ def test_boxes_of_a_diagram_keep_clear_of_each_other(key: str) -> None:
         ("coord", "its row and its column"),
         ("triplet", "7 rows and 7 columns"),
         ("criss_cross", "all positions"),
+        ("lka", "a window of 23 × 23"),
         ("gc", "all positions"),
     ],
 )

@@ -4,6 +4,7 @@ The run is on tensors without data, once for each of two sizes of map, so that e
 tensor is known as an expression in B, C, H and W.
 """
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -77,10 +78,11 @@ def steps(key: str) -> list[Step]:
         node: _shape(node.shape, other.shape)
         for node, other in zip(small.nodes, large.nodes, strict=True)
     }
-    found = _live(_without_views(small, shapes))
-    found = _joined(found)
+    found = _joined(_accumulated(_live(_without_views(small, shapes))))
     while len(found) > LIMIT and (shorter := _shortened(found)) is not None:
         found = shorter
+    for step in found:
+        step.labels = tuple(_counted(step.labels))
     return found
 
 
@@ -112,6 +114,7 @@ def _without_views(run: Trace, shapes: dict[Node, str]) -> list[Step]:
     output = run.calls[-1].output
     assert output is not None
     last = made[output]
+    last.shape = shapes[output]
     return [step for step in dict.fromkeys(made.values()) if step is not last] + [last]
 
 
@@ -148,6 +151,25 @@ def _children(found: Iterable[Step]) -> dict[Step, list[Step]]:
         for parent in step.parents:
             children[parent].append(step)
     return children
+
+
+def _accumulated(found: list[Step]) -> list[Step]:
+    """A loop that adds to the same tensor again and again is one step."""
+    for step in list(found):
+        for before in step.parents:
+            rest = {parent for parent in step.parents if parent is not before}
+            same = step.labels[0] == before.labels[-1] and step.shape == before.shape
+            if same and rest <= set(before.parents) and _children(found)[before] == [step]:
+                found = _merged(found, {before, step}, before.labels + step.labels)
+                break
+    return found
+
+
+def _counted(labels: Iterable[str]) -> Iterator[str]:
+    """Labels with long runs of the same one written once."""
+    for label, run in itertools.groupby(labels):
+        times = len(list(run))
+        yield from [f"{label} {times} times"] if times > 2 else times * [label]
 
 
 def _joined(found: list[Step]) -> list[Step]:
@@ -227,7 +249,7 @@ def _side(small: int, large: int) -> str:
         return str(small)
     for expression, (one, other) in _expressions():
         ratio = Fraction(small, one)
-        if ratio == Fraction(large, other) and min(ratio.numerator, ratio.denominator) < 10:
+        if ratio == Fraction(large, other) and _is_plain(ratio):
             return _times(ratio, expression)
     (_, _, *first), (_, _, *second) = SIZES
     for name, one, other in zip("HW", first, second, strict=True):
@@ -235,6 +257,11 @@ def _side(small: int, large: int) -> str:
             if small - k * one == large - k * other:
                 return f"{_times(Fraction(k), name)} {small - k * one:+d}".replace("+", "+ ")
     return "…"
+
+
+def _is_plain(ratio: Fraction) -> bool:
+    """A multiple, a part, or so many sixteenths: not a product that is equal by chance."""
+    return ratio.numerator == 1 or 64 % ratio.denominator == 0
 
 
 def _expressions() -> Iterator[tuple[str, tuple[int, int]]]:
