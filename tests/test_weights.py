@@ -1,8 +1,10 @@
 """Checkpoints of others give the outputs that they had where they come from."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -127,10 +129,13 @@ def test_outputs_are_those_of_the_checkpoint(case: Case, init: str) -> None:
     assert_same(theirs, model)
 
 
-def test_every_layout_has_a_case() -> None:
+def test_every_layout_has_a_case_and_is_documented() -> None:
     known = {(key, name) for key, layouts in LAYOUTS.items() for name in layouts}
     tried = {(c.values[0].key, c.values[0].layout) for c in CASES}
     assert known == tried
+    page = (Path(__file__).parents[1] / "docs" / "weights.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| (`.*) \|$", page, re.MULTILINE)
+    assert {(key, name) for key, cell in rows for name in re.findall("`(\\w+)`", cell)} == known
 
 
 def test_attention_between_blocks_is_met_by_the_block_before_it() -> None:
