@@ -275,7 +275,9 @@ def test_released_kernels_are_not_those_of_the_rule() -> None:
         model = models.create("eca_resnet50")
     gates = [m for m in model.modules() if isinstance(m, EfficientChannelAttention)]
     assert len(gates) == 16
-    assert {(m.channels, m.kernel_size) for m in gates} == set(zip(outputs, (3, 5, 5, 7)))
+    assert {(m.channels, m.kernel_size) for m in gates} == set(
+        zip(outputs, (3, 5, 5, 7), strict=True)
+    )
 
 
 def test_efficient_channel_attention_has_no_bias() -> None:
