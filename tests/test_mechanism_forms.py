@@ -186,6 +186,6 @@ def test_places_of_the_papers() -> None:
     places = {key: foveate.get_mechanism(key).place for key in foveate.list_mechanisms()}
     residual = {"se", "eca", "spatial", "cbam", "coord", "static"}
     head = {"mhsa", "danet", "danet_position", "danet_channel", "criss_cross"}
-    assert {key for key, place in places.items() if place == "residual"} == residual
-    assert {key for key, place in places.items() if place == "head"} == head
+    assert {places[key] for key in residual} == {"residual"}
+    assert {places[key] for key in head} == {"head"}
     assert places["nl"] == "post"
