@@ -81,6 +81,7 @@ def steps(key: str) -> list[Step]:
     found = _joined(_accumulated(_live(_without_views(small, shapes))))
     while len(found) > LIMIT and (shorter := _shortened(found)) is not None:
         found = shorter
+    found[-1].shape = shapes[_output(small)]  # which may be another view of it
     for step in found:
         step.labels = tuple(_counted(step.labels))
     return found
@@ -90,6 +91,12 @@ def _run(key: str, batch: int, channels: int, height: int, width: int) -> Trace:
     with torch.device("meta"):
         module = built(key, channels, height, width)
         return trace(module, torch.empty(batch, channels, height, width))
+
+
+def _output(run: Trace) -> Node:
+    output = run.calls[-1].output
+    assert output is not None
+    return output
 
 
 def _without_views(run: Trace, shapes: dict[Node, str]) -> list[Step]:
@@ -111,10 +118,7 @@ def _without_views(run: Trace, shapes: dict[Node, str]) -> list[Step]:
             made[node] = Step(("input",), shapes[node], [])
         else:
             made[node] = same.setdefault(again, Step((label,), shapes[node], parents, calls))
-    output = run.calls[-1].output
-    assert output is not None
-    last = made[output]
-    last.shape = shapes[output]
+    last = made[_output(run)]
     return [step for step in dict.fromkeys(made.values()) if step is not last] + [last]
 
 
