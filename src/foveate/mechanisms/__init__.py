@@ -50,6 +50,8 @@ from foveate.mechanisms.large_kernel_attention import (
 from foveate.mechanisms.linear_context_transform import (
     LinearContextTransform as LinearContextTransform,
 )
+from foveate.mechanisms.mobilevit import MobileViT as MobileViT
+from foveate.mechanisms.mobilevit2 import MobileViT2 as MobileViT2
 from foveate.mechanisms.non_local import NonLocal as NonLocal
 from foveate.mechanisms.parallel_network import ParNet as ParNet
 from foveate.mechanisms.selective_kernel import SelectiveKernel as SelectiveKernel

@@ -5,6 +5,8 @@ from foveate.ops.channel_attention import channel_attention as channel_attention
 from foveate.ops.criss_cross_attention import criss_cross_attention as criss_cross_attention
 from foveate.ops.linear_attention import linear_attention as linear_attention
 from foveate.ops.local_aggregation import local_aggregation as local_aggregation
+from foveate.ops.patches import from_patches as from_patches
+from foveate.ops.patches import to_patches as to_patches
 from foveate.ops.position_attention import position_attention as position_attention
 from foveate.ops.rectified_attention import rectified_attention as rectified_attention
 from foveate.ops.scale import scale as scale
