@@ -15,4 +15,4 @@ def spatial_variance(x: Tensor) -> Tensor:
     """
     n = x.shape[2] * x.shape[3]
     freedom = torch.sym_max(n - 1, 1)
-    return x.var((2, 3), correction=0, keepdim=True) * n / freedom
+    return torch.mul(x.var((2, 3), correction=0, keepdim=True), n / freedom)
