@@ -1,5 +1,7 @@
 """How much each channel of a feature map varies between positions."""
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
@@ -14,5 +16,5 @@ def spatial_variance(x: Tensor) -> Tensor:
         Variances, ``(B, C, 1, 1)``.
     """
     n = x.shape[2] * x.shape[3]
-    freedom = torch.sym_max(n - 1, 1)
-    return torch.mul(x.var((2, 3), correction=0, keepdim=True), n / freedom)
+    freedom = cast(int, torch.sym_max(n - 1, 1))
+    return x.var((2, 3), correction=0, keepdim=True) * (n / freedom)
