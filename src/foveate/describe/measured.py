@@ -7,7 +7,7 @@ from typing import Any
 
 from foveate.describe.tables import table
 
-TEXT = """Measured on {device}, {threads} threads, torch {torch}: {rounds} rounds, in each of which
+TEXT = """Measured on {device} with torch {torch}, threads: {threads}; {rounds} rounds, in each of which
 every mechanism takes its turn right after a copy of its input. A time is the median, with the
 interquartile range; in copies it hardly depends on the machine. Held is what a training step keeps
 for the backward pass, in multiples of the input, the input itself included.
@@ -36,9 +36,13 @@ def measured_tables(results: Path, keys: Sequence[str], link: Callable[[str], st
 
 
 def _cells(one: dict[str, Any]) -> tuple[str, str, str]:
-    forward, copies = one["forward_ms"], one["copies"]
-    return (
-        f"{forward['median']:.3g} ({forward['iqr']:.2g})",
-        f"{copies['median']:.3g} ({copies['iqr']:.2g})",
-        f"{one['held_bytes'] / one['input_bytes']:.3g}",
-    )
+    held = one["held_bytes"] / one["input_bytes"]
+    return _with_spread(one["forward_ms"]), _with_spread(one["copies"]), _rounded(held, 3)
+
+
+def _with_spread(times: dict[str, float]) -> str:
+    return f"{_rounded(times['median'], 3)} ({_rounded(times['iqr'], 2)})"
+
+
+def _rounded(value: float, digits: int) -> str:
+    return f"{float(f'{value:.{digits}g}'):,g}"
