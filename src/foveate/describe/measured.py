@@ -7,8 +7,8 @@ from typing import Any
 
 from foveate.describe.tables import table
 
-TEXT = """Measured on {device} with torch {torch}, threads: {threads}; {rounds} rounds, in each of which
-every mechanism takes its turn right after a copy of its input. A time is the median, with the
+TEXT = """Measured on {device} with torch {torch}, threads: {threads}; {rounds} rounds, in each of
+which every mechanism takes its turn right after a copy of its input. A time is the median, with the
 interquartile range; in copies it hardly depends on the machine. Held is what a training step keeps
 for the backward pass, in multiples of the input, the input itself included.
 `python benchmarks/mechanisms.py` repeats it."""
