@@ -146,6 +146,12 @@ def test_steps_of_coordinate_attention() -> None:
     ]
 
 
+def test_parts_that_take_many_steps_are_one_each() -> None:
+    labels = [label for step in steps("mobilevit") for label in step.labels]
+    assert labels.count("transformer layer") == 2
+    assert "attention" not in labels
+
+
 def test_loops_are_one_step() -> None:
     assert "add 48 times" in steps("involution")[-1].labels  # 7 x 7 places
 

@@ -78,9 +78,13 @@ def steps(key: str) -> list[Step]:
         node: _shape(node.shape, other.shape)
         for node, other in zip(small.nodes, large.nodes, strict=True)
     }
-    found = _joined(_accumulated(_live(_without_views(small, shapes))))
-    while len(found) > LIMIT and (shorter := _shortened(found)) is not None:
-        found = shorter
+    found, whole = _joined(_operations(small, shapes, ())), list[type[nn.Module]]()
+    while len(found) > LIMIT and (part := _innermost(found, whole)) is not None:
+        whole.append(part)
+        found = _joined(_operations(small, shapes, whole))
+    while len(found) > LIMIT and (pair := _pair(found)) is not None:
+        parent, step = pair
+        found = _merged(found, {parent, step}, parent.labels + step.labels)
     found[-1].shape = shapes[_output(small)]  # which may be another view of it
     for step in found:
         step.labels = tuple(_counted(step.labels))
@@ -91,6 +95,16 @@ def _run(key: str, batch: int, channels: int, height: int, width: int) -> Trace:
     with torch.device("meta"):
         module = built(key, channels, height, width)
         return trace(module, torch.empty(batch, channels, height, width))
+
+
+def _operations(
+    run: Trace, shapes: dict[Node, str], whole: Iterable[type[nn.Module]]
+) -> list[Step]:
+    """A step for each operation, and one for each part of the module that is of a given class."""
+    found = _accumulated(_live(_without_views(run, shapes)))
+    for part in whole:
+        found = _as_one(found, part)
+    return found
 
 
 def _output(run: Trace) -> Node:
@@ -195,34 +209,30 @@ def _merged(found: list[Step], group: set[Step], labels: tuple[str, ...]) -> lis
     return [step for step in found if step is last or step not in group]
 
 
-def _shortened(found: list[Step]) -> list[Step] | None:
-    """One step fewer, or several: a part of the module as one, or else two steps as one."""
-    parts = list(_parts(found))
-    if parts:
-        chosen, _ = max(parts, key=lambda part: (len(list(ancestry(part[0]))), -len(part[1])))
-        for call, group in parts:
-            if type(call.module) is type(chosen.module):
-                found = _merged(found, group, (_name(call),))
-        return found
-    pairs = list(_pairs(found))
-    if not pairs:
-        return None
-    parent, step = min(pairs, key=lambda pair: len(pair[0].labels) + len(pair[1].labels))
-    return _merged(found, {parent, step}, parent.labels + step.labels)
+def _innermost(found: list[Step], whole: list[type[nn.Module]]) -> type[nn.Module] | None:
+    """The class of parts of the module that take several steps: the innermost, then the least."""
+    calls = [call for step in found for call in step.calls[:-1]]
+    parts = [c for c in calls if calls.count(c) > 1 and type(c.module) not in whole]
+    deepest = max(
+        parts, key=lambda call: (len(list(ancestry(call))), -calls.count(call)), default=None
+    )
+    return None if deepest is None else type(deepest.module)
 
 
-def _parts(found: list[Step]) -> Iterator[tuple[Call, set[Step]]]:
-    """Calls of parts of the module that have several steps, of which only the last is used."""
-    children = _children(found)
-    for call in dict.fromkeys(call for step in found for call in step.calls[:-1]):
+def _as_one(found: list[Step], part: type[nn.Module]) -> list[Step]:
+    """Calls of modules of a class as one step each, where only its last result is used."""
+    calls = dict.fromkeys(call for step in found for call in step.calls[:-1])
+    for call in (call for call in calls if type(call.module) is part):
+        children = _children(found)
         group = {step for step in found if call in step.calls}
-        used = [step for step in group if not set(children[step]) <= group or not children[step]]
-        if len(group) > 1 and len(used) == 1:
-            yield call, group
+        used = [step for step in group if not children[step] or set(children[step]) - group]
+        if len(used) == 1:
+            found = _merged(found, group, (_name(call),))
+    return found
 
 
-def _pairs(found: list[Step]) -> Iterator[tuple[Step, Step]]:
-    """Steps and their makers that are used nowhere else, chains first."""
+def _pair(found: list[Step]) -> tuple[Step, Step] | None:
+    """A step and the maker of its tensor, used nowhere else: in a chain if there is one."""
     children = _children(found)
     pairs = [
         (parent, step)
@@ -231,7 +241,11 @@ def _pairs(found: list[Step]) -> Iterator[tuple[Step, Step]]:
         if parent.parents and children[parent] == [step]
     ]
     chains = [pair for pair in pairs if len(pair[1].parents) == 1]
-    yield from chains or pairs
+    return min(
+        chains or pairs,
+        key=lambda pair: len(pair[0].labels) + len(pair[1].labels),
+        default=None,
+    )
 
 
 def _name(call: Call) -> str:
@@ -255,8 +269,8 @@ def _side(small: int, large: int) -> str:
         ratio = Fraction(small, one)
         if ratio == Fraction(large, other) and _is_plain(ratio):
             return _times(ratio, expression)
-    (_, _, *first), (_, _, *second) = SIZES
-    for name, one, other in zip("HW", first, second, strict=True):
+    (_, *first), (_, *second) = SIZES
+    for name, one, other in zip("CHW", first, second, strict=True):
         for k in (1, 2):
             if small - k * one == large - k * other:
                 return f"{_times(Fraction(k), name)} {small - k * one:+d}".replace("+", "+ ")
