@@ -85,7 +85,7 @@ def test_a_name_is_given_once(monkeypatch: pytest.MonkeyPatch) -> None:
         (
             "cbam",
             {"pooling": "mean"},
-            "unknown pooling 'mean'; .*: avg, both, lp, lse, max",
+            "unknown pooling 'mean'; Accepted: avg, blend, both, lp, lse, max",
         ),
         ("cbam", {"kernel_size": 2}, "kernel_size must be odd"),
         ("cbam", {"reduction": 0}, "reduction must be at least 1"),

@@ -15,7 +15,8 @@ def cbam(x: Tensor, weights: dict[str, Tensor], **options: object) -> Tensor:
         return 1 + strength * (channel_gate(z, weights, options.get("pooling", "both")) - 1)
 
     def spatial(z: Tensor) -> Tensor:
-        gate = spatial_gate(z, weights, training=bool(options.get("training", False)))
+        training, blend = bool(options.get("training")), options.get("pooling") == "blend"
+        gate = spatial_gate(z, weights, training=training, blend=blend)
         return 1 + strength * (gate - 1)
 
     order = options.get("order", "channel_first")
@@ -47,6 +48,7 @@ def channel_gate(x: Tensor, weights: dict[str, Tensor], pooling: object) -> Tens
         "both": [flat.sum(2) / flat.shape[2], flat.max(2).values],
         "lse": [flat.exp().sum(2).log()],
         "lp": [(flat**2).sum(2).sqrt()],
+        "blend": [(flat.sum(2) / flat.shape[2] + flat.max(2).values) / 2],
     }[str(pooling)]
     w1, w2 = (weights[f"channel_gate.fc{i}.weight"].flatten(1) for i in (1, 2))
     b1, b2 = (weights[f"channel_gate.fc{i}.bias"] for i in (1, 2))
@@ -57,9 +59,13 @@ def channel_gate(x: Tensor, weights: dict[str, Tensor], pooling: object) -> Tens
     return (1 / (1 + (-logits).exp()))[:, :, None, None]
 
 
-def spatial_gate(x: Tensor, weights: dict[str, Tensor], *, training: bool) -> Tensor:
+def spatial_gate(
+    x: Tensor, weights: dict[str, Tensor], *, training: bool, blend: bool = False
+) -> Tensor:
     """Equation 3: maximum first, then mean, one kernel over both, zeros around."""
     kernel = weights["spatial_gate.conv.weight"][0]  # (2, k, k)
+    if blend:  # one kernel over the mean of both
+        kernel = torch.cat([kernel / 2, kernel / 2])
     B, C, H, W = x.shape
     k = kernel.shape[1]
     padded = torch.zeros(B, 2, H + k - 1, W + k - 1, dtype=x.dtype)
@@ -84,7 +90,8 @@ def parameters(channels: int, reduction: int = 16, **options: object) -> int:
     shape = {name: options[name] for name in ("kernel_size", "norm") if name in options}
     mixing = 2 * (options.get("order") == "parallel_sum")
     channel = 2 * channels * hidden + channels + hidden
-    return channel + spatial_parameters(channels, **shape) + mixing
+    less = shape.get("kernel_size", 7) ** 2 * (options.get("pooling") == "blend")
+    return channel + spatial_parameters(channels, **shape) + mixing - less
 
 
 VARIANTS = [
@@ -117,6 +124,7 @@ VARIANTS = [
             {"pooling": "max"},
             {"pooling": "lse"},
             {"pooling": "lp"},
+            {"pooling": "blend"},
             {"kernel_size": 3, "norm": False},
             {"reduction": 2},
         )

@@ -13,15 +13,21 @@ def coordinate_attention(x: Tensor, weights: dict[str, Tensor], **options: objec
     rows = torch.stack([x[:, :, i, :].sum(2) / W for i in range(H)], dim=2)  # (B, C, H)
     columns = torch.stack([x[:, :, :, j].sum(2) / H for j in range(W)], dim=2)  # (B, C, W)
     z = conv(torch.cat([rows, columns], dim=2), weights, "conv1")  # (B, m, H + W)
-    z = batch_norm(z[..., None], weights, "bn1", training=bool(options.get("training")))[..., 0]
+    if options.get("norm", True):
+        z = batch_norm(z[..., None], weights, "bn1", training=bool(options.get("training")))[..., 0]
     z = z * (z + 3).clamp(0, 6) / 6
     strength = weights.get("strength", 1)
-    a_h = 1 + strength * (1 / (1 + (-conv(z[:, :, :H], weights, "conv_h")).exp()) - 1)
-    a_w = 1 + strength * (1 / (1 + (-conv(z[:, :, H:], weights, "conv_w")).exp()) - 1)
+    t_h, t_w = conv(z[:, :, :H], weights, "conv_h"), conv(z[:, :, H:], weights, "conv_w")
     out = torch.empty_like(x)
     for i in range(H):
         for j in range(W):
-            out[:, :, i, j] = x[:, :, i, j] * a_h[:, :, i] * a_w[:, :, j]
+            if options.get("merge") == "sum":
+                logits = [t_h[:, :, i] + t_w[:, :, j]]
+            else:
+                logits = [t_h[:, :, i], t_w[:, :, j]]
+            out[:, :, i, j] = x[:, :, i, j]
+            for t in logits:
+                out[:, :, i, j] *= 1 + strength * (1 / (1 + (-t).exp()) - 1)
     return out
 
 
@@ -30,20 +36,27 @@ def conv(z: Tensor, weights: dict[str, Tensor], name: str) -> Tensor:
     return torch.einsum("oc,bcn->bon", weight, z) + bias[:, None]
 
 
-def parameters(channels: int, reduction: int = 32) -> int:
+def parameters(
+    channels: int, reduction: int = 32, norm: bool = True, merge: str = "product"
+) -> int:
     hidden = max(8, channels // reduction)
-    return channels * hidden + hidden + 2 * hidden + 2 * (hidden * channels + channels)
+    return channels * hidden + hidden + 2 * hidden * norm + 2 * (hidden * channels + channels)
+
+
+def _variant(options: dict[str, object]) -> Variant:
+    both = {"height": "BCH1", "width": "BC1W"}
+    return Variant(
+        "coord",
+        coordinate_attention,
+        {"element": "BCHW"} if options.get("merge") == "sum" else both,
+        parameters,
+        options,
+        constant_in_training=("conv1.bias",) if options.get("norm", True) else (),
+        transposed=swap(conv_h="conv_w"),
+    )
 
 
 VARIANTS = [
-    Variant(
-        "coord",
-        coordinate_attention,
-        {"height": "BCH1", "width": "BC1W"},
-        parameters,
-        options,
-        constant_in_training=("conv1.bias",),
-        transposed=swap(conv_h="conv_w"),
-    )
-    for options in ({}, {"reduction": 1})
+    _variant(options)
+    for options in ({}, {"reduction": 1}, {"norm": False, "merge": "sum"}, {"merge": "sum"})
 ]

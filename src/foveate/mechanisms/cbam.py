@@ -1,13 +1,14 @@
 """CBAM: Convolutional Block Attention Module, Woo et al., ECCV 2018 (arXiv:1807.06521)."""
 
 from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from foveate import ops
 from foveate.errors import check_choice
-from foveate.mechanisms.base import Gate, bottleneck, check_odd
+from foveate.mechanisms.base import Gate, Published, bottleneck, check_odd
 from foveate.mechanisms.norm import GateNorm
 from foveate.registry import register_mechanism
 
@@ -30,12 +31,17 @@ def _lp(x: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x, dim=(2, 3), keepdim=True)
 
 
+def _blend(x: Tensor) -> Tensor:
+    return (_avg(x) + _max(x)) / 2
+
+
 POOLINGS: dict[str, tuple[Callable[[Tensor], Tensor], ...]] = {
     "avg": (_avg,),
     "max": (_max,),
     "both": (_avg, _max),
     "lse": (_lse,),
     "lp": (_lp,),
+    "blend": (_blend,),
 }
 
 
@@ -73,15 +79,20 @@ class SpatialGate(nn.Module):
         kernel_size: Odd width of the convolution.
         norm: Normalise its output.
         norm_weight: Start of the weight of that normalisation.
+        blend: See one map, the mean of maximum and mean.
 
     Shape:
         ``(B, C, H, W)`` to ``(B, 1, H, W)``
     """
 
-    def __init__(self, *, kernel_size: int, norm: bool, norm_weight: float) -> None:
+    def __init__(
+        self, *, kernel_size: int, norm: bool, norm_weight: float, blend: bool = False
+    ) -> None:
         super().__init__()
         check_odd(kernel_size=kernel_size)
-        self.conv = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False)
+        self.blend = blend
+        planes = 1 if blend else 2
+        self.conv = nn.Conv2d(planes, 1, kernel_size, padding=kernel_size // 2, bias=False)
         bn = GateNorm(1, momentum=0.01)
         self.bn = bn if norm else nn.Identity()
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
@@ -89,6 +100,8 @@ class SpatialGate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         z = torch.cat([x.amax(1, keepdim=True), x.mean(1, keepdim=True)], dim=1)  # (B, 2, H, W)
+        if self.blend:
+            z = z.mean(1, keepdim=True)  # (B, 1, H, W)
         z = self.bn(self.conv(z))  # (B, 1, H, W)
         return z.sigmoid()
 
@@ -154,7 +167,8 @@ class CBAM(Gate):
         reduction: Ratio of the bottleneck in :math:`M`.
         kernel_size: Odd width of the spatial convolution.
         pooling: What the channel gate sees: ``"avg"``, ``"max"``, ``"both"``, ``"lse"`` (the
-            logarithm of the sum of exponentials) or ``"lp"`` (the Euclidean norm).
+            logarithm of the sum of exponentials) or ``"lp"`` (the Euclidean norm). With ``"blend"``
+            both gates see one map, the mean of maximum and average.
         order: ``"channel_first"``; ``"spatial_first"``; ``"parallel_product"``, where both gates
             see the input; or ``"parallel_sum"``, where in addition the two gated maps are averaged
             with learned convex weights, the softmax of two logits.
@@ -172,7 +186,8 @@ class CBAM(Gate):
     Note:
         The official code starts the weight of the normalisation at zero, so that the spatial gate
         is 0.5 at first; so does the paper's form. The identity form starts it at one.
-        Popular copies swap maximum and mean, or leave the normalisation or the biases out.
+        Popular copies swap maximum and mean, or leave the normalisation or the biases out; timm
+        swaps the two and has no biases unless told.
 
     Example:
         >>> import torch
@@ -180,6 +195,27 @@ class CBAM(Gate):
         >>> {name: tuple(gate.shape) for name, gate in maps.items()}
         {'channel': (2, 64, 1, 1), 'spatial': (2, 1, 8, 8)}
     """
+
+    timm: ClassVar[dict[str, dict[str, Any]]] = {"cbam": {}, "lcbam": {"pooling": "blend"}}
+    results: ClassVar[tuple[Published, ...]] = (
+        Published(
+            "ResNet-50", "ImageNet top-1 accuracy %", "77.622", "", "attention-module README"
+        ),
+        Published(
+            "ResNet-50, one recipe",
+            "ImageNet top-1 accuracy %",
+            "77.63",
+            "76.38",
+            "PytorchInsight README",
+        ),
+        Published(
+            "ResNet-101, one recipe",
+            "ImageNet top-1 accuracy %",
+            "78.35",
+            "78.20",
+            "PytorchInsight README",
+        ),
+    )
 
     def __init__(
         self,
@@ -197,7 +233,10 @@ class CBAM(Gate):
         self.order, self.norm = check_choice("order", order, ORDERS), norm
         self.channel_gate = ChannelGate(channels, reduction=reduction, pooling=pooling)
         self.spatial_gate = SpatialGate(
-            kernel_size=kernel_size, norm=norm, norm_weight=_norm_weight(init)
+            kernel_size=kernel_size,
+            norm=norm,
+            norm_weight=_norm_weight(init),
+            blend=pooling == "blend",
         )
         if order == "parallel_sum":
             self.weight_logits = nn.Parameter(torch.zeros(2))

@@ -1,11 +1,16 @@
 """Coordinate Attention for Efficient Mobile Network Design, Hou et al., CVPR 2021 (2103.02907)."""
 
+from typing import Any, ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foveate.mechanisms.base import Gate, bottleneck
+from foveate.errors import check_choice
+from foveate.mechanisms.base import Gate, Published, bottleneck
 from foveate.registry import register_mechanism
+
+MERGES = ("product", "sum")
 
 
 @register_mechanism("coord")
@@ -19,19 +24,22 @@ class CoordinateAttention(Gate):
     Args:
         channels: Channels of the feature map.
         reduction: Ratio of the bottleneck, whose width is ``channels // reduction``, at least 8.
+        norm: Normalise the bottleneck.
+        merge: ``"product"`` of the two gates, or ``"sum"``: one gate of the sum of both logits.
         init: Paper's form, or identity (see :class:`~foveate.mechanisms.base.Gate`).
 
     Shape:
         - Input and output: ``(B, C, H, W)``
         - ``height``: ``(B, C, H, 1)``
-        - ``width``: ``(B, C, 1, W)``
+        - ``width``: ``(B, C, 1, W)``; with ``merge="sum"`` only ``element``: ``(B, C, H, W)``
 
     Raises:
-        ValueError: If ``reduction`` is below 1.
+        ValueError: If ``reduction`` is below 1, or ``merge`` is neither of the two.
 
     Note:
         The paper's MobileNetV2 has it after the depthwise convolution, on the expanded width.
-        timm leaves the biases out and has another width, so official weights do not fit it.
+        timm leaves the biases out and has another width, so official weights do not fit it; its
+        simple form has a sum, no normalisation, and a SiLU for the h-swish.
 
     Example:
         >>> import torch
@@ -39,12 +47,31 @@ class CoordinateAttention(Gate):
         torch.Size([2, 64, 8, 6])
     """
 
-    def __init__(self, channels: int, *, reduction: int = 32, init: str = "paper") -> None:
+    timm: ClassVar[dict[str, dict[str, Any]]] = {
+        "coord": {},
+        "scoord": {"norm": False, "merge": "sum"},
+    }
+    results: ClassVar[tuple[Published, ...]] = (
+        Published(
+            "MobileNetV2", "ImageNet top-1 accuracy %", "74.3", "72.3", "CoordAttention README"
+        ),
+    )
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        reduction: int = 32,
+        norm: bool = True,
+        merge: str = "product",
+        init: str = "paper",
+    ) -> None:
         super().__init__(channels, init=init)
-        self.reduction = reduction
+        self.reduction, self.norm = reduction, norm
+        self.merge = check_choice("merge", merge, MERGES)
         hidden = max(8, bottleneck(channels, reduction))
         self.conv1 = nn.Conv2d(channels, hidden, 1)
-        self.bn1 = nn.BatchNorm2d(hidden)
+        self.bn1 = nn.BatchNorm2d(hidden) if norm else nn.Identity()
         self.conv_h = nn.Conv2d(hidden, channels, 1)
         self.conv_w = nn.Conv2d(hidden, channels, 1)
 
@@ -55,7 +82,7 @@ class CoordinateAttention(Gate):
         z = torch.cat([rows, columns], dim=2)  # (B, C, H + W, 1)
         z = F.hardswish(self.bn1(self.conv1(z)))  # (B, hidden, H + W, 1)
         rows, columns = z.split([H, W], dim=2)
-        return {
-            "height": self.conv_h(rows).sigmoid(),  # (B, C, H, 1)
-            "width": self.conv_w(columns.mT).sigmoid(),  # (B, C, 1, W)
-        }
+        height, width = self.conv_h(rows), self.conv_w(columns.mT)  # (B, C, H, 1), (B, C, 1, W)
+        if self.merge == "sum":
+            return {"element": (height + width).sigmoid()}  # (B, C, H, W)
+        return {"height": height.sigmoid(), "width": width.sigmoid()}
