@@ -232,3 +232,17 @@ def test_a_bare_host_keeps_the_attention_of_the_model() -> None:
     assert loaded.missing
     assert all(".attention." in name for name in loaded.missing)
     assert_same(bare, model)
+
+
+def test_a_part_of_another_mechanism_is_not_taken() -> None:
+    """Position attention has a scale of the same name as channel attention, and more."""
+    theirs = Net(lambda c: {"sa": foreign.PositionAttention(c)})
+    model = ours("danet_channel")
+    with pytest.raises(ValueError, match=r"look like 'danet_position'.*: insert it first"):
+        foveate.load_weights(model, theirs.state_dict())
+
+
+def test_names_that_only_look_like_those_of_a_wrapper() -> None:
+    saved, model = (nn.ModuleDict({"model": prepared(Net(), seed)}) for seed in (0, 2))
+    foveate.load_weights(model, saved.state_dict())
+    assert_same(saved["model"], model["model"])
