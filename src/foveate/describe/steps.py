@@ -8,15 +8,14 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from fractions import Fraction
 
 import torch
 from torch import nn
 
 from foveate.describe.facts import built
+from foveate.describe.sides import SIZES, in_letters
 from foveate.insertion.trace import Call, Node, Trace, ancestry, trace
 
-SIZES = ((2, 512, 112, 168), (3, 1024, 280, 224))
 LIMIT = 12
 """Most steps of a diagram; a longer chain of steps is drawn as fewer with more in each."""
 VIEWS = {
@@ -75,7 +74,7 @@ def steps(key: str) -> list[Step]:
     """The steps of a mechanism in the order they run: the input first, the output last."""
     small, large = (_run(key, *size) for size in SIZES)
     shapes = {
-        node: _shape(node.shape, other.shape)
+        node: in_letters(node.shape, other.shape)
         for node, other in zip(small.nodes, large.nodes, strict=True)
     }
     found, whole = _joined(_operations(small, shapes, ())), list[type[nn.Module]]()
@@ -252,52 +251,3 @@ def _name(call: Call) -> str:
     """The class of a module in words."""
     words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(call.module).__name__)
     return words.lower()
-
-
-def _shape(small: Iterable[int], large: Iterable[int]) -> str:
-    sides = [_side(a, b) for a, b in zip(small, large, strict=True)]
-    if sides[:1] == ["B"]:
-        sides = sides[1:]
-    return " × ".join(sides) or "1"
-
-
-def _side(small: int, large: int) -> str:
-    """A number that is ``small`` at the first of ``SIZES`` and ``large`` at the second."""
-    if small == large:
-        return str(small)
-    for expression, (one, other) in _expressions():
-        ratio = Fraction(small, one)
-        if ratio == Fraction(large, other) and _is_plain(ratio):
-            return _times(ratio, expression)
-    (_, *first), (_, *second) = SIZES
-    for name, one, other in zip("CHW", first, second, strict=True):
-        for k in (1, 2):
-            if small - k * one == large - k * other:
-                return f"{_times(Fraction(k), name)} {small - k * one:+d}".replace("+", "+ ")
-    return "…"
-
-
-def _is_plain(ratio: Fraction) -> bool:
-    """A multiple, a part, or so many sixteenths: not a product that is equal by chance."""
-    return ratio.numerator == 1 or 64 % ratio.denominator == 0
-
-
-def _expressions() -> Iterator[tuple[str, tuple[int, int]]]:
-    """Products of the sides of the input, the shortest first, and their values."""
-    (b, c, h, w), (b2, c2, h2, w2) = SIZES
-    yield "C", (c, c2)
-    yield "H", (h, h2)
-    yield "W", (w, w2)
-    yield "HW", (h * w, h2 * w2)
-    yield "(H + W)", (h + w, h2 + w2)
-    yield "B", (b, b2)
-    yield "BC", (b * c, b2 * c2)
-    yield "BH", (b * h, b2 * h2)
-    yield "BW", (b * w, b2 * w2)
-    yield "BHW", (b * h * w, b2 * h2 * w2)
-    yield "CHW", (c * h * w, c2 * h2 * w2)
-
-
-def _times(ratio: Fraction, expression: str) -> str:
-    above = f"{ratio.numerator if ratio.numerator > 1 else ''}{expression}"
-    return above if ratio.denominator == 1 else f"{above}/{ratio.denominator}"
