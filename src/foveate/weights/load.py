@@ -33,7 +33,7 @@ def load_weights(
     head: str = "match",
     strict: bool = True,
 ) -> Loaded:
-    """Load a checkpoint, of whose ever attention, into a model with foveate's attention.
+    """Load a checkpoint with anyone's attention into a model with foveate's.
 
     The host's names must be those of the model. Those of the attention may be of any of the
     layouts known here, ours included; each attention module of the checkpoint is met by the one
