@@ -15,6 +15,8 @@ def in_letters(small: Iterable[int], large: Iterable[int]) -> str:
         'C/16 × H × 1'
         >>> in_letters((64, 223, 18816), (96, 559, 62720))
         '32B × 2H - 1 × HW'
+        >>> in_letters((408,), (760,))
+        'C/4 + H + W'
     """
     sides = [_side(*both) for both in zip(small, large, strict=True)]
     return " × ".join(sides[1:] if sides[:1] == ["B"] else sides) or "1"
@@ -23,16 +25,25 @@ def in_letters(small: Iterable[int], large: Iterable[int]) -> str:
 def _side(small: int, large: int) -> str:
     if small == large:
         return str(small)
-    for letters, (one, other) in _products():
-        ratio = Fraction(small, one)
-        if ratio == Fraction(large, other) and _is_plain(ratio):
-            return _times(ratio, letters)
+    product = _product(small, large)
+    if product is not None:
+        return product
     for letter, one, other in zip("BCHW", *SIZES, strict=True):
         for factor in (1, 2):
             rest = small - factor * one
             if rest == large - factor * other:
                 return f"{_times(Fraction(factor), letter)} {'-' if rest < 0 else '+'} {abs(rest)}"
-    return "…"
+    (_, _, *first), (_, _, *second) = SIZES
+    product = _product(small - sum(first), large - sum(second))
+    return "…" if product is None else f"{product} + H + W"
+
+
+def _product(small: int, large: int) -> str | None:
+    for letters, (one, other) in _products():
+        ratio = Fraction(small, one)
+        if ratio == Fraction(large, other) and _is_plain(ratio):
+            return _times(ratio, letters)
+    return None
 
 
 def _is_plain(ratio: Fraction) -> bool:
