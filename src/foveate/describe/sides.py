@@ -14,9 +14,9 @@ def in_letters(small: Iterable[int], large: Iterable[int]) -> str:
         >>> in_letters((2, 32, 112, 1), (3, 64, 280, 1))
         'C/16 × H × 1'
         >>> in_letters((64, 223, 18816), (96, 559, 62720))
-        '32B × 2H - 1 × HW'
+        '32B × (2H - 1) × HW'
         >>> in_letters((408,), (760,))
-        'C/4 + H + W'
+        '(C/4 + H + W)'
     """
     sides = [_side(*both) for both in zip(small, large, strict=True)]
     return " × ".join(sides[1:] if sides[:1] == ["B"] else sides) or "1"
@@ -32,10 +32,11 @@ def _side(small: int, large: int) -> str:
         for factor in (1, 2):
             rest = small - factor * one
             if rest == large - factor * other:
-                return f"{_times(Fraction(factor), letter)} {'-' if rest < 0 else '+'} {abs(rest)}"
+                sign = "-" if rest < 0 else "+"
+                return f"({_times(Fraction(factor), letter)} {sign} {abs(rest)})"
     (_, _, *first), (_, _, *second) = SIZES
     product = _product(small - sum(first), large - sum(second))
-    return "…" if product is None else f"{product} + H + W"
+    return "…" if product is None else f"({product} + H + W)"
 
 
 def _product(small: int, large: int) -> str | None:
@@ -48,7 +49,7 @@ def _product(small: int, large: int) -> str | None:
 
 def _is_plain(ratio: Fraction) -> bool:
     """A multiple, a part, or so many sixteenths: not a product that is equal by chance."""
-    return ratio.numerator == 1 or 64 % ratio.denominator == 0
+    return ratio > 0 and (ratio.numerator == 1 or 64 % ratio.denominator == 0)
 
 
 def _products() -> Iterator[tuple[str, tuple[int, int]]]:
