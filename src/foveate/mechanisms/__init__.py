@@ -2,6 +2,7 @@
 
 from foveate.mechanisms.bilinear_attention import BilinearAttention as BilinearAttention
 from foveate.mechanisms.bottleneck_attention import BottleneckAttention as BottleneckAttention
+from foveate.mechanisms.bottleneck_transformer import BottleneckTransformer as BottleneckTransformer
 from foveate.mechanisms.cbam import CBAM as CBAM
 from foveate.mechanisms.cbam import SpatialAttention as SpatialAttention
 from foveate.mechanisms.concurrent_squeeze_excitation import (

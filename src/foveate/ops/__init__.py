@@ -9,6 +9,9 @@ from foveate.ops.patches import from_patches as from_patches
 from foveate.ops.patches import to_patches as to_patches
 from foveate.ops.position_attention import position_attention as position_attention
 from foveate.ops.rectified_attention import rectified_attention as rectified_attention
+from foveate.ops.relative_attention import displacement_attention as displacement_attention
+from foveate.ops.relative_attention import displacement_logits as displacement_logits
+from foveate.ops.relative_attention import relative_attention as relative_attention
 from foveate.ops.scale import scale as scale
 from foveate.ops.spatial_variance import spatial_variance as spatial_variance
 from foveate.ops.tokens import from_tokens as from_tokens
