@@ -17,6 +17,8 @@ def in_letters(small: Iterable[int], large: Iterable[int]) -> str:
         '32B × (2H - 1) × HW'
         >>> in_letters((408,), (760,))
         '(C/4 + H + W)'
+        >>> in_letters((92, 20), (156, 25))  # the second is none of these
+        '(C/8 + 28) × …'
     """
     sides = [_side(*both) for both in zip(small, large, strict=True)]
     return " × ".join(sides[1:] if sides[:1] == ["B"] else sides) or "1"
@@ -29,7 +31,7 @@ def _side(small: int, large: int) -> str:
     if product is not None:
         return product
     for letter, one, other in zip("BCHW", *SIZES, strict=True):
-        for factor in (1, 2):
+        for factor in (1, 2, Fraction(1, 2), Fraction(1, 4), Fraction(1, 8), Fraction(1, 16)):
             rest = small - factor * one
             if rest == large - factor * other:
                 sign = "-" if rest < 0 else "+"
