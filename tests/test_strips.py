@@ -74,9 +74,9 @@ def test_cbam_of_blended_pools_equals_timms_light_form() -> None:
 
 def test_cbam_of_a_copy_adds_its_input_twice() -> None:
     module, x = case_of("cbam").randomised(16), random_map(2, 16, 8, 8)
-    assert differ(module(x), module(x) + x)
-    zeros = torch.zeros_like(x)
-    assert torch.equal(module(zeros), zeros)  # a gate has nothing to add
+    with torch.no_grad():
+        module.channel_gate.fc2.bias.fill_(-100)  # all gates are closed
+    assert_close(module(x), torch.zeros_like(x))  # a copy would let the input through
 
 
 # Coordinate attention
@@ -130,8 +130,17 @@ def test_coordinate_attention_squashes_its_gates() -> None:
 
 @pytest.mark.parametrize("channels", [1, 8, 15])
 def test_coordinate_attention_of_few_channels_has_eight_hidden(channels: int) -> None:
-    assert foveate.create("coord", channels).conv1.out_channels == 8
-    assert channels // 32 == 0  # what copies without the minimum are left with
+    assert foveate.create("coord", channels).conv1.out_channels == 8  # not channels // 32
+
+
+@pytest.mark.parametrize("norm", [True, False])
+@pytest.mark.parametrize("merge", ["product", "sum"])
+def test_coordinate_attention_trains_on_one_image_of_one_position(norm: bool, merge: str) -> None:
+    module = foveate.create("coord", 16, norm=norm, merge=merge).train()
+    x = torch.ones(1, 16, 1, 1, requires_grad=True)
+    module(x).sum().backward()
+    assert x.grad is not None
+    assert all(g.isfinite().all() for g in (x.grad, *(p.grad for p in module.parameters())))
 
 
 # Efficient local attention
@@ -155,7 +164,9 @@ def test_efficient_local_attention_shares_its_layers_where_timm_has_two_of_each(
     assert_close(ours(x), theirs(x))
     theirs.act = nn.SiLU()  # its default
     assert differ(ours(x), theirs(x))
-    assert sum(p.numel() for p in EfficientLocalAttn(64).parameters()) != 64 * 7 + 2 * 64
+    ours = foveate.create("ela", 64)
+    counts = [sum(p.numel() for p in m.parameters()) for m in (ours, EfficientLocalAttn(64))]
+    assert counts == [64 * 7 + 2 * 64, 2 * (64 * 7 + 2 * 64)]
 
 
 @pytest.mark.parametrize(
@@ -199,6 +210,13 @@ def test_strip_pooling_adds_its_strips_before_the_relu() -> None:
     assert differ(module(x), early)
 
 
+def test_strip_pooling_starts_as_in_the_authors_network() -> None:
+    module = foveate.create("strip", 256)
+    for conv, taps in ((module.conv_h[0], 3), (module.conv_w[0], 3), (module.conv, 1)):
+        assert conv.weight.std().item() == pytest.approx((2 / (taps * 256)) ** 0.5, rel=0.02)
+        assert (conv.weight.abs() > 3 * conv.weight.std()).any()  # normal, not uniform
+
+
 @pytest.mark.parametrize("size", [(1, 1), (5, 40), (20, 12), (64, 3)], ids=str)
 def test_mixed_pooling_takes_maps_below_and_above_its_cells(size: tuple[int, int]) -> None:
     case = case_of("mixed_pooling")
@@ -239,6 +257,17 @@ def test_large_kernel_attention_covers_23_pixels() -> None:
     (centre,) = torch.autograd.grad(module.gate(x)["attention"][0, 0, 20, 20], x)
     rows = centre[0, 0].sum(1).nonzero().flatten()
     assert (rows.min(), rows.max()) == (20 - 11, 20 + 11)  # 5 + 3 * 6 rows, for a kernel of 21x21
+
+
+@pytest.mark.parametrize("key", ["lka", "lska"])
+@pytest.mark.parametrize("init", ["paper", "identity"])
+def test_large_kernels_start_as_in_the_authors_network(key: str, init: str) -> None:
+    convs = [m for m in foveate.create(key, 256, init=init).modules() if isinstance(m, nn.Conv2d)]
+    for conv in convs:
+        fan_out = conv.kernel_size[0] * conv.kernel_size[1] * 256 // conv.groups
+        assert conv.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.1)
+        assert not conv.bias.any()
+    assert [conv.groups for conv in convs[:-1]] == [256] * (len(convs) - 1)
 
 
 # ParNet

@@ -17,6 +17,15 @@ LSKA_KERNELS = {
 """By the whole kernel: the first, the dilated one, and its dilation."""
 
 
+def _init(module: nn.Module) -> None:
+    """Start as in the authors' networks, by the fan-out of a group, which is also its fan-in."""
+    for name, parameter in module.named_parameters():
+        if name.endswith(".weight"):
+            nn.init.kaiming_normal_(parameter, nonlinearity="relu")
+        elif name.endswith(".bias"):
+            nn.init.zeros_(parameter)
+
+
 @register_mechanism("lka")
 class LargeKernelAttention(Gate):
     r"""Weighs each element by a convolution of 21x21, taken apart into three small ones.
@@ -46,6 +55,7 @@ class LargeKernelAttention(Gate):
         self.conv0 = nn.Conv2d(channels, channels, 5, padding=2, groups=channels)
         self.conv_spatial = nn.Conv2d(channels, channels, 7, padding=9, dilation=3, groups=channels)
         self.conv1 = nn.Conv2d(channels, channels, 1)
+        _init(self)
 
     def gate(self, x: Tensor) -> dict[str, Tensor]:
         return {"attention": self.conv1(self.conv_spatial(self.conv0(x)))}  # (B, C, H, W)
@@ -91,6 +101,7 @@ class LargeSeparableKernelAttention(Gate):
         self.conv_spatial_h = self._strip(1, second, dilation)
         self.conv_spatial_v = self._strip(second, 1, dilation)
         self.conv1 = nn.Conv2d(channels, channels, 1)
+        _init(self)
 
     def _strip(self, rows: int, columns: int, dilation: int = 1) -> nn.Conv2d:
         padding = (dilation * (rows // 2), dilation * (columns // 2))

@@ -52,6 +52,9 @@ class StripPooling(Gate):
         self.conv_h = _conv_norm(channels, channels, (3, 1))
         self.conv_w = _conv_norm(channels, channels, (1, 3))
         self.conv = nn.Conv2d(channels, channels, 1)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def gate(self, x: Tensor) -> dict[str, Tensor]:
         rows = self.conv_h(x.mean(3, keepdim=True))  # (B, C, H, 1)
