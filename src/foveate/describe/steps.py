@@ -1,6 +1,6 @@
 """What a mechanism does, as a few steps: read from a run of its code, not from its source.
 
-The run is on tensors without data, once for each of two sizes of map, so that each side of a
+The run is on tensors without data, once for each of several sizes of map, so that each side of a
 tensor is known as an expression in B, C, H and W.
 """
 
@@ -72,19 +72,18 @@ class Step:
 
 def steps(key: str) -> list[Step]:
     """The steps of a mechanism in the order they run: the input first, the output last."""
-    small, large = (_run(key, *size) for size in SIZES)
-    shapes = {
-        node: in_letters(node.shape, other.shape)
-        for node, other in zip(small.nodes, large.nodes, strict=True)
-    }
-    found, whole = _joined(_operations(small, shapes, ())), list[type[nn.Module]]()
+    runs = [_run(key, *size) for size in SIZES]
+    run, shapes = runs[0], {}
+    for nodes in zip(*(other.nodes for other in runs), strict=True):
+        shapes[nodes[0]] = in_letters(*(node.shape for node in nodes))
+    found, whole = _joined(_operations(run, shapes, ())), list[type[nn.Module]]()
     while len(found) > LIMIT and (part := _innermost(found, whole)) is not None:
         whole.append(part)
-        found = _joined(_operations(small, shapes, whole))
+        found = _joined(_operations(run, shapes, whole))
     while len(found) > LIMIT and (pair := _pair(found)) is not None:
         parent, step = pair
         found = _merged(found, {parent, step}, parent.labels + step.labels)
-    found[-1].shape = shapes[_output(small)]  # which may be another view of it
+    found[-1].shape = shapes[_output(run)]  # which may be another view of it
     for step in found:
         step.labels = tuple(_counted(step.labels))
     return found
