@@ -156,7 +156,10 @@ def test_autocast_keeps_the_dtype_of_the_input(case: Case) -> None:
         narrow = module(x.bfloat16())
     y.sum().backward()
     assert (y.dtype, narrow.dtype) == (torch.float32, torch.bfloat16)
-    torch.testing.assert_close(y.double(), expected, **TOLERANCES[torch.bfloat16])
+    largest = float(expected.detach().abs().max()) if case.cancels else 1.0
+    torch.testing.assert_close(
+        y.double() / largest, expected / largest, **TOLERANCES[torch.bfloat16]
+    )
     assert all(p.grad.isfinite().all() for p in module.parameters())
 
 
@@ -321,12 +324,12 @@ def test_compiles_to_machine_code() -> None:
 
 @every_case
 def test_exports_with_any_batch_and_size(case: Case) -> None:
+    def image(batch: int, height: int, width: int) -> Tensor:
+        return random_map(batch, case.fit(16), height + case.least, width + case.least)
+
     module = case.randomised(case.fit(16), init="identity")
     sizes = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
-    program = torch.export.export(
-        module, (random_map(2, case.fit(16), 7, 5),), dynamic_shapes=(sizes,)
-    )
+    program = torch.export.export(module, (image(2, 7, 5),), dynamic_shapes=(sizes,))
     exported = program.module()
-    for shape in [(3, 16, 6, 9), (5, 16, 11, 4)]:
-        x = random_map(*fitted(case, shape))
+    for x in (image(3, 6, 9), image(5, 11, 4)):
         torch.testing.assert_close(exported(x), module(x), **TOLERANCES[torch.float64])

@@ -1,5 +1,6 @@
 """One paper, one file. Importing a file registers its mechanism."""
 
+from foveate.mechanisms.attention_augmented import AttentionAugmented as AttentionAugmented
 from foveate.mechanisms.bilinear_attention import BilinearAttention as BilinearAttention
 from foveate.mechanisms.bottleneck_attention import BottleneckAttention as BottleneckAttention
 from foveate.mechanisms.bottleneck_transformer import BottleneckTransformer as BottleneckTransformer
@@ -43,7 +44,9 @@ from foveate.mechanisms.gated_channel_transformation import (
 )
 from foveate.mechanisms.gather_excite import GatherExcite as GatherExcite
 from foveate.mechanisms.global_context import GlobalContext as GlobalContext
+from foveate.mechanisms.halo import Halo as Halo
 from foveate.mechanisms.involution import Involution as Involution
+from foveate.mechanisms.lambda_network import Lambda as Lambda
 from foveate.mechanisms.large_kernel_attention import LargeKernelAttention as LargeKernelAttention
 from foveate.mechanisms.large_kernel_attention import (
     LargeSeparableKernelAttention as LargeSeparableKernelAttention,
