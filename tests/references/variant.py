@@ -35,7 +35,7 @@ class Variant:
     transposed: Callable[[Weights], Weights] | None = dict
     """Weights with which rows and columns change their parts; None if one always comes first."""
     least: int = 0
-    """Sides that a dynamic export must exceed: where one cell is all there is, it is another graph."""
+    """What sides must exceed in a dynamic export: a single cell makes another graph."""
     cancels: bool = False
     """Signed products cancel in its sums: narrow dtypes are held to the largest output's size."""
     all_pairs: bool = False
