@@ -42,8 +42,9 @@ class BottleneckTransformer(Replacement):
         ValueError: If ``num_heads`` does not divide ``out_channels``, or a number is below 1.
 
     Note:
-        The position logits come from the scaled queries, as in the authors' code; timm leaves them
-        unscaled unless told otherwise.
+        The position logits come from the scaled queries, and the projections start with a standard
+        deviation of 0.01, as in the authors' code. timm leaves those logits unscaled unless told
+        otherwise, and starts wider; its stride cuts odd borders off.
 
     Example:
         >>> import torch
@@ -74,6 +75,7 @@ class BottleneckTransformer(Replacement):
         self.num_heads, self.size = num_heads, size
         dim = self.out_channels // num_heads
         self.qkv = nn.Conv2d(channels, 3 * self.out_channels, 1, bias=False)
+        nn.init.normal_(self.qkv.weight, std=0.01)
         self.rel_h = nn.Parameter(torch.randn(2 * height - 1, dim) * dim**-0.5)
         self.rel_w = nn.Parameter(torch.randn(2 * width - 1, dim) * dim**-0.5)
 
