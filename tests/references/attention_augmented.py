@@ -62,6 +62,7 @@ VARIANTS = [
     for options in (
         {},
         {"relative": False},
+        {"key_ratio": 1.0, "value_ratio": 1.0},
         {"num_heads": 2, "value_ratio": 0.5, "size": 4},
         {"num_heads": 1, "value_ratio": 1.0, "key_ratio": 1.0},
     )

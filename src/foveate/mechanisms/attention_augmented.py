@@ -1,5 +1,7 @@
 """AANet: Attention Augmented Convolutional Networks, Bello et al., ICCV 2019 (arXiv:1904.09925)."""
 
+from typing import Any, ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -20,8 +22,8 @@ class AttentionAugmented(Replacement):
     .. math:: y = [\mathrm{conv}_3(x); W_o\,\mathrm{MHA}(x)]
 
     Positions are compared by contents and displacement, as in ``bot``. Of the output channels
-    a share of ``value_ratio`` is attention, in whole heads; queries and keys have a share of
-    ``key_ratio``, and at least 20 for each head.
+    a share of ``value_ratio`` is attention, rounded down to equal heads of at least one channel;
+    queries and keys have a share of ``key_ratio``, rounded so too, and at least 20 for each head.
 
     Args:
         channels: Channels of the input.
@@ -46,7 +48,8 @@ class AttentionAugmented(Replacement):
 
     Note:
         Queries, keys and values come from a pointwise convolution. A popular port takes them from a
-        3x3 one, and reads its heads back without the transposition that they need.
+        3x3 one, reads its heads back without the transposition that they need, and in one version
+        draws its embeddings anew in each pass, so that they never learn.
 
     Example:
         >>> import torch
@@ -55,6 +58,10 @@ class AttentionAugmented(Replacement):
     """
 
     sized = True
+    variants: ClassVar[dict[str, dict[str, Any]]] = {
+        "contents": {"relative": False},
+        "fully_attentional": {"key_ratio": 1.0, "value_ratio": 1.0},
+    }
 
     def __init__(
         self,
