@@ -9,7 +9,7 @@ from markdown_it import MarkdownIt
 
 import foveate
 from foveate.cli import main
-from foveate.cli.tables import with_table
+from foveate.describe.pages import READMES, with_table
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted((ROOT / "docs").glob("**/*.md"))]
@@ -62,8 +62,8 @@ def test_make_targets_and_links_exist(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES[:2], ids=lambda page: page.name)
 def test_mechanism_table_is_the_registry(page: Path) -> None:
     text = page.read_text()
-    assert text == with_table(text)
-    assert all(f"| `{key}` |" in text for key in foveate.list_mechanisms())
+    assert text == with_table(text, READMES[page.name])
+    assert all(f"[`{key}`](docs/mechanisms/{key}.md)" in text for key in foveate.list_mechanisms())
 
 
 def test_translation_is_in_step() -> None:

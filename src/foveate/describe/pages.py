@@ -11,7 +11,6 @@ from foveate.describe.facts import (
     SHAPE,
     Facts,
     as_keywords,
-    citation,
     cost,
     facts,
     summary,
@@ -21,9 +20,25 @@ from foveate.describe.measured import measured_tables
 from foveate.describe.reach import receptive_field
 from foveate.describe.steps import steps
 from foveate.describe.tables import between, table
+from foveate.mechanisms.base import Gate, Mixer, Replacement
 from foveate.registry import list_mechanisms
 
 SHAPES = ((256, 56, 56), (512, 28, 28), (1024, 14, 14))
+READMES = {"README.md": "en", "README.zh-CN.md": "zh"}
+KINDS = {
+    "en": (
+        ("what it does", "mechanisms"),
+        (
+            "weighs each element by a factor",
+            "adds to each position what it gathers elsewhere",
+            "stands in for a convolution, or beside it",
+        ),
+    ),
+    "zh": (
+        ("作用", "机制"),
+        ("逐元素加权", "在每个位置加上从别处汇集的内容", "代替卷积，或与卷积并联"),
+    ),
+}
 START, END = "<!-- mechanisms -->\n", "<!-- /mechanisms -->"
 NAV_START, NAV_END = "      # mechanisms\n", "      # end of mechanisms\n"
 INDEX = """# Mechanisms
@@ -57,8 +72,8 @@ def written(root: Path) -> dict[Path, str]:
     for key in list_mechanisms():
         texts[docs / "mechanisms" / f"{key}.md"] = page(key)
         texts[docs / "mechanisms" / f"{key}.svg"] = diagram(key)
-    for readme in (root / "README.md", root / "README.zh-CN.md"):
-        texts[readme] = with_table(readme.read_text())
+    for name, language in READMES.items():
+        texts[root / name] = with_table((root / name).read_text(), language)
     texts[root / "mkdocs.yml"] = with_nav((root / "mkdocs.yml").read_text())
     return texts
 
@@ -167,20 +182,20 @@ def _link(key: str) -> str:
     return f"[`{key}`](mechanisms/{key}.md)"
 
 
-def with_table(text: str) -> str:
+def with_table(text: str, language: str) -> str:
     """A README with the table of mechanisms between its marks as the registry has it."""
-    return between(text, START, END, mechanism_table() + "\n")
+    return between(text, START, END, mechanism_table(language) + "\n")
 
 
-def mechanism_table() -> str:
-    """The mechanisms as the README shows them."""
-    return table(
-        ("key", "what it does", "paper", "place"),
-        (
-            (f"`{key}`", summary(key), citation(key), f"`{facts(key).place}`")
-            for key in list_mechanisms()
-        ),
-    )
+def mechanism_table(language: str) -> str:
+    """The mechanisms by kind, as a README of ``"en"`` or ``"zh"`` shows them."""
+    heads, kinds = KINDS[language]
+    rows = []
+    for kind, name in zip((Gate, Mixer, Replacement), kinds, strict=True):
+        keys = [key for key in list_mechanisms() if issubclass(facts(key).cls, kind)]
+        links = " ".join(f"[`{key}`](docs/mechanisms/{key}.md)" for key in keys)
+        rows.append((f"{name} ({len(keys)})", links))
+    return table(heads, rows)
 
 
 def with_nav(text: str) -> str:
