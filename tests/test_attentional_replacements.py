@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import foveate
 from cases import CASES, Case
 from foveate import ops
+from foveate.ops.relative_attention import resized_table
 from references import relative_positions
 from test_mechanism_memory import LargestTensor
 from tolerances import assert_close
@@ -58,9 +59,61 @@ def test_tables_of_other_sizes_keep_their_middle(key: str) -> None:
     module.rel_h.data.zero_()
     module.rel_h.data[3] = 1.0  # no displacement
     for length in (1, 2, 9):
-        table = ops.relative_attention.__globals__["resized_table"](module.rel_h, length)
+        table = resized_table(module.rel_h, length)
         assert table.shape[0] == 2 * length - 1
         assert table[length - 1].mean() == table.mean(1).max()
+
+
+@pytest.mark.parametrize("key", ["bot", "aa"])
+@pytest.mark.parametrize(("table", "down", "right"), [("rel_h", 2, 0), ("rel_w", 0, 1)])
+def test_embeddings_are_of_the_way_from_query_to_key(
+    key: str, table: str, down: int, right: int
+) -> None:
+    """Where one displacement outweighs all others, each position reads the key that far away."""
+    module = case_of(key).randomised(8, size=(7, 5))
+    keys = getattr(module, "key_dim", 8)
+    weight = module.qkv.weight.data
+    weight[: 2 * keys] = 0.0
+    weight[:keys, 0] = 1.0
+    nn.init.zeros_(module.rel_h)
+    nn.init.zeros_(module.rel_w)
+    tables = module.get_parameter(table).data
+    tables[len(tables) // 2 + down + right] = 1e3
+    x = random_map(2, 8, 7, 5)
+    x[:, 0] = 1.0  # one query for all
+    values = F.conv2d(x, weight[2 * keys :])
+    if key == "aa":
+        values = module.out(values)
+    y = module(x)[:, -values.shape[1] :]
+    if right:
+        assert_close(y[..., :-1], values.mean(2, keepdim=True).expand_as(values)[..., 1:])
+    else:
+        assert_close(y[..., :-2, :], values.mean(3, keepdim=True).expand_as(values)[..., 2:, :])
+
+
+@pytest.mark.parametrize("key", ["bot", "aa"])
+def test_a_single_position_attends_to_itself(key: str) -> None:
+    module, x = case_of(key).randomised(16), random_map(2, 16, 1, 1)
+    keys = getattr(module, "key_dim", 16)
+    values = F.conv2d(x, module.qkv.weight[2 * keys :])
+    expected = module.out(values) if key == "aa" else values
+    assert_close(module(x)[:, -values.shape[1] :], expected)
+
+
+@pytest.mark.parametrize("key", ["bot", "aa"])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_heads": 3}, "num_heads must divide out_channels, but got num_heads=3"),
+        ({"size": 0}, "height must be at least 1, but got height=0"),
+        ({"size": (4, -1)}, "width must be at least 1, but got width=-1"),
+    ],
+)
+def test_what_attention_to_all_positions_refuses(
+    key: str, options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        foveate.create(key, 64, **options)
 
 
 @pytest.mark.parametrize("key", ["bot", "aa"])
@@ -92,8 +145,29 @@ def test_bot_equals_timms_with_scaled_positions(size: tuple[int, int], stride: i
     theirs.pos_embed.width_rel.data = ours.rel_w.data
     x = random_map(2, 32, *size)
     assert_close(ours(x), theirs(x))
-    theirs.scale_pos_embed = False  # its default
+    assert not BottleneckAttn(32, feat_size=size).scale_pos_embed
+    theirs.scale_pos_embed = False
     assert differ(ours(x), theirs(x))
+    ours.rel_h.data, ours.rel_w.data = ours.rel_h * 8**0.5, ours.rel_w * 8**0.5
+    assert_close(ours(x), theirs(x))
+
+
+def test_bot_attends_at_full_resolution_and_then_averages() -> None:
+    module, x = case_of("bot").randomised(16, stride=2), random_map(2, 16, 7, 5)
+    weights = module.state_dict()
+    at_once = case_of("bot").randomised(16)
+    at_once.load_state_dict(weights)
+    y = module(x)
+    assert_close(y[..., :3, :2], F.avg_pool2d(at_once(x), 2))
+    assert_close(y[..., 3, 2], at_once(x)[..., 6, 4])  # the corner has a window of its own
+    for mistaken in (at_once(F.avg_pool2d(x, 2, ceil_mode=True)), at_once(x)[..., ::2, ::2]):
+        assert mistaken.shape == y.shape
+        assert differ(y, mistaken)
+
+
+def test_dilation_does_not_change_global_attention() -> None:
+    module, x = case_of("bot").randomised(16), random_map(2, 16, 7, 5)
+    assert torch.equal(case_of("bot").randomised(16, dilation=2)(x), module(x))
 
 
 def test_bot_has_the_positions_of_its_site() -> None:
@@ -103,33 +177,37 @@ def test_bot_has_the_positions_of_its_site() -> None:
     assert shapes == [(27, 128), (13, 128), (13, 128)]
 
 
-def test_bot_starts_with_small_embeddings() -> None:
+def test_bot_starts_as_in_the_authors_code() -> None:
     torch.manual_seed(0)
     module = foveate.create("bot", 256, size=40)
-    torch.testing.assert_close(module.rel_h.std().item(), 64**-0.5, rtol=0.05, atol=0)
+    for table in (module.rel_h, module.rel_w):
+        torch.testing.assert_close(table.std().item(), 64**-0.5, rtol=0.05, atol=0)
+    torch.testing.assert_close(module.qkv.weight.std().item(), 0.01, rtol=0.05, atol=0)
 
 
 # Attention augmentation
 
 
-def test_attention_of_one_position_returns_its_own_value() -> None:
-    """A copy that reads its heads back without transposing them mixes channels and positions."""
-    module = case_of("aa", num_heads=2, value_ratio=0.5, size=4).randomised(8)
-    nn.init.zeros_(module.rel_h)
-    nn.init.zeros_(module.rel_w)
-    module.out.weight.data = torch.eye(module.value_dim, dtype=torch.float64)[..., None, None]
-    weight = module.qkv.weight.data
-    weight[: 2 * module.key_dim] = 0.0
-    weight[: module.key_dim, 0] = 1.0
-    x = random_map(1, 8, 3, 4)
-    x[:, 0], x[:, 0, 1, 2] = 0.0, 100.0
-    values = F.conv2d(x, weight[2 * module.key_dim :])
-    attended = module(x)[:, -module.value_dim :]
-    torch.testing.assert_close(attended[..., 0, 0], values.mean((2, 3)))  # equal scores everywhere
-    heads = values.unflatten(1, (2, -1)).flatten(3)  # (B, heads, V, HW)
-    mistaken = heads.mT.reshape_as(values)  # no transposition back
-    assert differ(mistaken, values)
-    assert_close(ops.from_tokens(ops.to_tokens(values, 2), like=x), values)
+def test_heads_of_attention_augmentation_that_attend_to_themselves_return_their_values() -> None:
+    """A port reads its heads back without transposing them: channels and positions mix."""
+    module = case_of("aa", relative=False).randomised(20, num_heads=2, value_ratio=0.4)
+    keys = torch.eye(20, dtype=torch.float64).repeat(2, 1)[..., None, None]
+    module.qkv.weight.data[:80] = torch.cat([1e4 * keys, keys])
+    x = torch.eye(20, dtype=torch.float64).view(1, 20, 4, 5)  # each position has a channel
+    values = F.conv2d(x, module.qkv.weight[80:])  # (1, 8, 4, 5)
+    attended = module(x)[:, -8:]
+    assert_close(attended, module.out(values))
+    ported = values.flatten(2).unflatten(1, (2, -1)).mT.reshape(1, 8, 4, 5)
+    assert differ(attended, module.out(ported))
+
+
+def test_attention_augmentation_with_a_stride_attends_to_means() -> None:
+    module, x = case_of("aa").randomised(16, stride=2), random_map(2, 16, 7, 5)
+    at_once = case_of("aa").randomised(16, size=7)  # half of 14
+    at_once.load_state_dict(module.state_dict())
+    y = module(x)
+    assert_close(y[:, :8], F.conv2d(x, module.conv.weight, stride=2, padding=1))
+    assert_close(y[:, 8:], at_once(F.avg_pool2d(x, 2, ceil_mode=True))[:, 8:])
 
 
 @pytest.mark.parametrize(
