@@ -1,10 +1,13 @@
 """The registry is complete, and helps where it is asked for something it does not have."""
 
+import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from timm.layers.create_attn import get_attn
 from torch import nn
 
 import foveate
@@ -51,6 +54,14 @@ def test_named_variants_are_held_against_the_contract(key: str) -> None:
     held = [case.options for case in CASES if case.key == key]
     for options in (*cls.variants.values(), *cls.timm.values()):
         assert options in held
+
+
+def test_everything_that_timm_builds_has_a_counterpart() -> None:
+    source = inspect.getsource(get_attn)
+    theirs = re.findall(r"attn_type == '(\w+)'", source)
+    assert len(theirs) >= 18
+    ours = [name for key in foveate.list_mechanisms() for name in foveate.get_mechanism(key).timm]
+    assert sorted(ours) == sorted(theirs)
 
 
 def test_list_takes_a_pattern() -> None:
