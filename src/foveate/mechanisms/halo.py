@@ -43,8 +43,11 @@ class Halo(Replacement):
 
     Note:
         The embeddings are read by the scaled queries; timm leaves those logits unscaled unless told
-        otherwise, and needs maps of whole blocks, to which the map is padded here. A popular copy
-        had its mask inverted, so that the valid keys were the hidden ones.
+        otherwise, reads them with a stride as if the queries were neighbours, and needs maps of
+        whole blocks, to which the map is padded here. As there, displacements are counted from the
+        corner of the window, so that the first ``2 * halo_size`` embeddings of a table are never
+        read. A popular copy had its mask inverted, so that the valid keys were the hidden ones.
+        A dynamic export of maps of several blocks does not take maps of one.
 
     Example:
         >>> import torch

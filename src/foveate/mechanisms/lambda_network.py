@@ -41,8 +41,11 @@ class Lambda(Replacement):
         ValueError: If ``num_heads`` does not divide ``out_channels``, or ``kernel_size`` is even.
 
     Note:
-        Queries and values are normalised by batch, keys by the softmax. timm gives the embeddings a
-        bias and a side of 9 unless told otherwise.
+        Queries and values are normalised by batch, keys by the softmax over positions; a popular
+        copy normalises the keys by batch and the values not at all. The paper's embeddings start
+        with unit variance, those of the identity form so that :math:`\lambda^p` does. timm gives
+        the embeddings a bias, a deviation of 0.25, and a side of 9 unless told otherwise. A
+        stride of 2 averages 2 x 2 as there; other copies average 3 x 3.
 
     Example:
         >>> import torch
@@ -52,7 +55,13 @@ class Lambda(Replacement):
 
     timm: ClassVar[dict[str, dict[str, Any]]] = {"lambda": {"kernel_size": 9}}
     results: ClassVar[tuple[Published, ...]] = (
-        Published("LambdaResNet-50", "ImageNet top-1 accuracy %", "78.2", "", "third-party port"),
+        Published(
+            "LambdaResNet-50",
+            "ImageNet top-1 accuracy %",
+            "78.2",
+            "",
+            "d-li14/lambda.pytorch README",
+        ),
     )
 
     def __init__(
@@ -88,6 +97,13 @@ class Lambda(Replacement):
             dilation=dilation,
             bias=False,
         )
+        self._init()
+
+    def _init(self) -> None:
+        for projection in (self.to_q, self.to_k, self.to_v):
+            nn.init.normal_(projection.weight, std=self.channels**-0.5)
+        spread = 1.0 if self.init == "paper" else 1 / self.kernel_size  # r^2 of them are summed
+        nn.init.normal_(self.embedding.weight, std=spread)
 
     def branch(self, x: Tensor) -> Tensor:
         q = self.norm_q(self.to_q(x)).unflatten(1, (self.num_heads, -1))  # (B, heads, K, H, W)
