@@ -59,6 +59,8 @@ def test_plan_as_json(capsys: Capture) -> None:
         "parameters": 2 * 256 * 16 + 256 + 16 + 100,
         # two passes through the bottleneck, and a 7 x 7 convolution from two channels to one
         "flops": 2 * 2 * 256 * 16 + 98 * 56 * 56,
+        "target": "",
+        "options": {},
     }
 
 

@@ -137,13 +137,21 @@ def test_zoo_copied_compiled_and_exported(name: str, key: str, where: str) -> No
         torch.testing.assert_close(exported(other), model(other))
 
 
-@pytest.mark.parametrize("key", foveate.list_mechanisms())
-@pytest.mark.parametrize("name", HANDMADE)
+# A third of the places for each host and mechanism: each mechanism meets each place in three hosts.
+_THIRDS = {
+    (name, key): [place for p, place in enumerate(PLACES) if (h + k + p) % 3 == 0]
+    for h, name in enumerate(HANDMADE)
+    for k, key in enumerate(foveate.list_mechanisms())
+}
+
+
+@pytest.mark.parametrize(("name", "key"), _THIRDS)
 def test_handmade(name: str, key: str) -> None:
     torch.manual_seed(0)
     model, args = HANDMADE[name](), image(name)
-    taken = [where for where in PLACES if check_host(model, args, key, where)]
-    assert {"residual", "pre", "conv", "conv3x3"} <= set(taken)
+    wanted = _THIRDS[name, key]
+    taken = {where for where in wanted if check_host(model, args, key, where)}
+    assert {"residual", "pre", "conv", "conv3x3"} & set(wanted) <= taken
 
 
 @pytest.mark.parametrize(

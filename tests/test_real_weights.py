@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import foveate
+from cases import fitting
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 WEIGHTS = DATA / "mobilenetv2_100.imagenet.safetensors"
@@ -53,7 +54,7 @@ def test_no_logit_changes(
     key: str, where: str | None, network: nn.Module, photos: Tensor, logits: Tensor
 ) -> None:
     keys = list(network.state_dict())
-    handle = foveate.insert(network, key, where=where, example=photos)
+    handle = foveate.insert(network, key, where=where, example=photos, **fitting(key, 8))
     try:
         with torch.inference_mode():
             assert torch.equal(network(photos), logits)

@@ -15,6 +15,8 @@ from cases import CASES
 from foveate import registry
 
 TESTS = Path(__file__).parent
+HELPERS = ("__init__", "batch_norm", "relative_positions", "variant")
+"""Files of ``references`` that hold no mechanism."""
 
 
 def run(code: str) -> str:
@@ -44,7 +46,7 @@ def test_references_are_used_and_do_not_import_foveate() -> None:
     for path in (TESTS / "references").glob("*.py"):
         assert "import foveate" not in path.read_text()
         assert "from foveate" not in path.read_text()
-        if path.stem not in ("__init__", "batch_norm", "variant"):
+        if path.stem not in HELPERS:
             assert f"references.{path.stem}" in used
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from foveate.cost import meta_cost
 from foveate.describe.docstrings import Docstring, parse
 from foveate.describe.formulas import plain
-from foveate.mechanisms.base import Attention, Mixer, Published, Replacement
+from foveate.mechanisms.base import Attention, Gate, Mixer, Published, Replacement
 from foveate.registry import create, get_mechanism
 
 SHAPE = (256, 56, 56)
@@ -110,6 +110,8 @@ def _identity(key: str) -> str:
         return (
             "the convolution stays; what stands in for it is added with a learned scale, 0 at first"
         )
+    if "strength" in identity and cls.forward is not Gate.forward:
+        return "a learned strength, 0 at first, that leads from the input to the paper's form at 1"
     if "strength" in identity:
         return "a learned strength a, 0 at first: each factor g acts as 1 + a (g - 1)"
     if "scale" not in identity:

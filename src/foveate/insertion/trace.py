@@ -25,7 +25,7 @@ from foveate.mechanisms.base import Attention
 from foveate.modes import in_mode
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Node:
     """One value of one tensor; an in-place function makes a new node of the same tensor."""
 
@@ -56,7 +56,7 @@ class Node:
         return self.shape[2] * self.shape[3]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Call:
     """One call of a module; ``input`` and ``output`` are None where they are not one tensor."""
 

@@ -82,14 +82,20 @@ def _fixed(*insertions: Insertion) -> Callable[[str, nn.Module], list[Insertion]
     return lambda name, host: list(insertions)
 
 
+def _keeps_channels(name: str, conv: nn.Module) -> bool:
+    return isinstance(conv, nn.Conv2d) and conv.in_channels == conv.out_channels
+
+
 _Recipe = Callable[[str, nn.Module], list[Insertion]]
 _LAST_THREE = r"layer[234]\..*"
 _IN_RESNETS: dict[str, _Recipe] = {
     "aa": _fixed(Insertion("aa", "replace", _LAST_THREE)),
     "bam": _fixed(Insertion("bam", "stage", r"layer[123]\..*")),
     "bot": _fixed(Insertion("bot", "replace", r"layer4\..*")),
+    "cot": _fixed(Insertion("cot", "replace", _keeps_channels)),
     "eca": _eca_resnet,
     "gc": _fixed(Insertion("gc", "residual", _LAST_THREE)),
+    "involution": _fixed(Insertion("involution", "replace", _keeps_channels)),
     "nl": _fixed(Insertion("nl", "post", r"layer[23]\.\d*[13579]")),
     "strip": _strip_resnet,
 }
@@ -100,7 +106,10 @@ _IN_MOBILENET: dict[str, _Recipe] = {
     "eca": _eca_mobilenet,
     # Inside the depthwise unit, before its normalisation.
     "simam": _fixed(Insertion("simam", "after", r"features\.(1\.conv\.0|\d+\.conv\.1)\.0")),
-    # Common divisors of its widths, none of which has the 64 groups of the paper.
-    "sge": _fixed(_projections("sge", num_groups=8)),
+    # Eight divides all its widths, and the numbers of groups of these papers do not.
+    "ela": _fixed(_projections("ela", num_groups=8)),
     "ema": _fixed(_projections("ema", num_groups=8)),
+    "fca": _fixed(_projections("fca", frequencies="top8")),
+    "lct": _fixed(_projections("lct", num_groups=8)),
+    "sge": _fixed(_projections("sge", num_groups=8)),
 }
