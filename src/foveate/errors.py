@@ -5,7 +5,6 @@ import importlib
 from collections.abc import Iterable
 from types import ModuleType
 
-
 _SHOWN = 80
 """Names that an error lists; what it leaves out, a command or function does."""
 
