@@ -119,6 +119,7 @@ def test_two_mechanisms_share_a_skip() -> None:
     one = model(x)
     second = foveate.insert(model, "se", where="shortcut", at="layer1.0", example=x, init="paper")
     assert list(second.modules) == ["layer1.0.attention_2"]
+    assert second.sites[0].label == "on the skip of layer1.0"
     assert not torch.equal(model(x), one)
     second.remove()
     assert torch.equal(model(x), one)
@@ -157,6 +158,7 @@ def test_the_papers_form_takes_the_place_of_the_convolution() -> None:
     handle = foveate.insert(model, "mean", init="paper", at="layer[34].*", example=x)
     assert [site.side for site in handle.sites] == ["instead"] * 8
     assert list(handle.modules)[:2] == ["layer3.0.conv1", "layer3.0.conv2"]
+    assert "instead of layer3.0.conv1" in str(handle.plan)
     assert "layer3.0.conv1.scale" not in model.state_dict()
     assert model.layer3[0].conv1.weight.shape == (128,)
     assert model.layer3[0].conv1(torch.rand(1, 128, 9, 9)).shape == (1, 256, 5, 5)

@@ -155,7 +155,7 @@ def _sites(network: Network) -> list[Site]:
         return []
     return [
         Site(
-            name=f"{site.side} {site.name}",
+            name=site.label,
             channels=site.channels,
             height=site.height,
             width=site.width,

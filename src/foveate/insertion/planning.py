@@ -44,6 +44,12 @@ class Site:
     options: dict[str, Any] = field(default_factory=dict)
     """What the mechanism is built with to fit here, beside the options of the plan."""
 
+    @property
+    def label(self) -> str:
+        """Side and module as a person reads them."""
+        side = {"instead": "instead of", "skip": "on the skip of"}.get(self.side, self.side)
+        return f"{side} {self.name or 'the model'}"
+
 
 @dataclass(frozen=True)
 class Refusal:
@@ -100,8 +106,7 @@ class Plan:
         for site in self.sites:
             share = 100 * site.parameters / max(1, self.host_parameters)
             table.add_row(
-                f"{site.side} {site.name or 'the model'}"
-                + f" ({site.calls} calls)" * (site.calls > 1),
+                site.label + f" ({site.calls} calls)" * (site.calls > 1),
                 str(site.channels),
                 f"{site.height} x {site.width}",
                 human(site.parameters),
