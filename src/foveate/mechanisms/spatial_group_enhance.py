@@ -70,6 +70,7 @@ class SpatialGroupEnhance(Gate):
 def _standardised(t: Tensor) -> Tensor:
     """Each map less its mean, over its deviation; zero, with a finite gradient, where constant."""
     t = t - t.mean((2, 3), keepdim=True)
-    freedom = torch.sym_max(t.shape[2] * t.shape[3] - 1, 1)
+    n = t.shape[2] * t.shape[3]
+    freedom = n - 1 + 1 // n  # max(n - 1, 1), in arithmetic that every exporter follows
     std = torch.linalg.vector_norm(t, dim=(2, 3), keepdim=True) / freedom**0.5  # (B, G, 1, 1)
     return t / (std + EPS)
