@@ -1,0 +1,242 @@
+// out = source * F + terms, in one pass. F is the product or the sum of gates that broadcast to
+// the map; the terms are everything else that the gradient of a map is made of.
+#include "common.h"
+
+namespace foveate {
+namespace {
+
+// One contiguous run of a map: scalars for what is constant along it, pointers for what varies.
+template <class A>
+struct Run {
+  bool total;  // the gates are added up rather than multiplied
+  A factor;
+  const A* factors[3];
+  A add;
+  const A* adds[3];
+  A linear;
+  const A* linears;
+  A scale[2];
+  const A* scaled[2];
+  // Adds worth * value[j] where at[j] == here.
+  const int32_t* at[3];
+  const A* value[3];
+  A worth;
+  Lane<A> here[3];
+};
+
+template <class T, int kFactors, bool kTerms>
+void combine_run(const T* source, const T* x, T* to, Index n, const Run<Acc<T>>& r) {
+  using A = Acc<T>;
+  each_slice<A>(n, [&](const auto& s) {
+    Vec<A> v = load(source, s);
+    Vec<A> f = splat(r.factor);
+    for (int k = 0; k < kFactors; ++k)
+      if (r.factors[k]) f = r.total ? f + load(r.factors[k], s) : f * load(r.factors[k], s);
+    v *= f;
+    if constexpr (kTerms) {
+      v += r.add;
+      for (const A* add : r.adds)
+        if (add) v += load(add, s);
+      if (x) v += load(x, s) * (r.linears ? load(r.linears, s) : splat(r.linear));
+      for (int k = 0; k < 2; ++k)
+        if (r.scaled[k]) v += r.scale[k] * load(r.scaled[k], s);
+      for (int k = 0; k < 3; ++k)
+        if (r.at[k]) {
+          const auto hit = load_index(r.at[k], s) == splat(r.here[k]);
+          v += hit ? load(r.value[k], s) * (k ? splat(A(1)) : splat(r.worth)) : Vec<A>{};
+        }
+    }
+    store(to, v, s);
+  });
+}
+
+template <class A>
+struct Terms {
+  bool total;
+  Index groups;
+  const A *channel, *spatial, *rows, *columns;
+  const A *add, *linear, *add_rows, *add_columns;
+  const A *map[2], *weight[2];
+  const int32_t *at, *channel_at, *rows_at, *columns_at;
+  const A *peak, *channel_peak, *channel_gate, *rows_peak, *columns_peak;
+
+  bool any() const {
+    return add || linear || add_rows || add_columns || map[0] || at || channel_at || rows_at;
+  }
+  bool strips() const { return rows || columns || add_rows || rows_at; }
+};
+
+template <class A>
+inline A pick(const A* p, Index i, A otherwise = 0) {
+  return p ? p[i] : otherwise;
+}
+
+template <class A>
+inline const A* shift(const A* p, Index i) {
+  return p ? p + i : nullptr;
+}
+
+// The gates that are constant along a run, put together.
+template <class A>
+inline A joined(bool total, const A* p, Index i, const A* q, Index j) {
+  if (total) return pick(p, i) + pick(q, j);
+  return pick(p, i, A(1)) * pick(q, j, A(1));
+}
+
+template <class T>
+inline void add_at(T* to, Acc<T> value) {
+  const Vec<Acc<T>> v = splat(load(to, Slice<Acc<T>>{0, 0, 1})[0] + value);
+  store(to, v, Slice<Acc<T>>{0, 0, 1});
+}
+
+template <class T, int kFactors, bool kTerms>
+void combine_plane(const T* source, const T* x, T* to, const Shape& s, const Terms<Acc<T>>& t,
+                   Index plane) {
+  using A = Acc<T>;
+  const Index N = s.N(), b = plane / s.C, c = plane % s.C;
+  const Index group = (b * t.groups + c / (s.C / t.groups)) * N;
+  const bool strips = t.strips();
+  const Index length = strips ? s.W : N;
+  Run<A> r{};
+  r.total = t.total;
+  for (Index h = 0; h < (strips ? s.H : 1); ++h) {
+    const Index line = plane * s.H + h, first = plane * N + h * s.W;
+    r.factor = joined(t.total, t.channel, plane, t.rows, line);
+    r.factors[0] = shift(t.spatial, group + h * s.W);
+    r.factors[1] = shift(t.columns, plane * s.W);
+    if constexpr (kTerms) {
+      r.add = pick(t.add, plane) + pick(t.add_rows, line);
+      r.adds[0] = shift(t.add_columns, plane * s.W);
+      r.linear = pick(t.linear, plane);
+      for (int k = 0; k < 2; ++k) {
+        r.scale[k] = pick(t.weight[k], plane);
+        r.scaled[k] = shift(t.map[k], group + h * s.W);
+      }
+      r.at[0] = shift(t.channel_at, b * N + h * s.W);
+      r.value[0] = shift(t.channel_peak, b * N + h * s.W);
+      r.worth = pick(t.channel_gate, plane, A(1));
+      r.here[0] = c;
+      r.at[1] = shift(t.columns_at, plane * s.W);
+      r.value[1] = shift(t.columns_peak, plane * s.W);
+      r.here[1] = h;
+    }
+    combine_run<T, kFactors, kTerms>(source + first, kTerms && t.linear ? x + first : nullptr,
+                                     to + first, length, r);
+    if (kTerms && t.rows_at) add_at(to + first + t.rows_at[line], t.rows_peak[line]);
+  }
+  if (kTerms && t.at) add_at(to + plane * N + t.at[plane], t.peak[plane]);
+}
+
+template <class T, int kFactors, bool kTerms>
+void combine_position(const T* source, const T* x, T* to, const Shape& s, const Terms<Acc<T>>& t,
+                      Index row) {
+  using A = Acc<T>;
+  const Index b = row / s.N(), p = row % s.N(), width = s.C / t.groups;
+  const Index h = p / s.W, w = p % s.W;
+  Run<A> r{};
+  r.total = t.total;
+  for (Index g = 0; g < t.groups; ++g) {
+    const Index c = g * width, map = row * t.groups + g, first = row * s.C + c;
+    const Index channel = b * s.C + c, line = (b * s.H + h) * s.C + c, file = (b * s.W + w) * s.C + c;
+    r.factor = joined<A>(t.total, t.spatial, map, nullptr, 0);
+    r.factors[0] = shift(t.channel, channel);
+    r.factors[1] = shift(t.rows, line);
+    r.factors[2] = shift(t.columns, file);
+    if constexpr (kTerms) {
+      r.adds[0] = shift(t.add, channel);
+      r.adds[1] = shift(t.add_rows, line);
+      r.adds[2] = shift(t.add_columns, file);
+      r.linears = shift(t.linear, channel);
+      for (int k = 0; k < 2; ++k) {
+        r.scale[k] = pick(t.map[k], map);
+        r.scaled[k] = shift(t.weight[k], channel);
+      }
+      r.at[0] = shift(t.at, channel);
+      r.value[0] = shift(t.peak, channel);
+      r.worth = 1;
+      r.here[0] = p;
+      r.at[1] = shift(t.rows_at, line);
+      r.value[1] = shift(t.rows_peak, line);
+      r.here[1] = w;
+      r.at[2] = shift(t.columns_at, file);
+      r.value[2] = shift(t.columns_peak, file);
+      r.here[2] = h;
+    }
+    combine_run<T, kFactors, kTerms>(source + first, kTerms && t.linear ? x + first : nullptr,
+                                     to + first, width, r);
+  }
+  if (kTerms && t.channel_at) {
+    const Index c = t.channel_at[row];
+    add_at(to + row * s.C + c, t.channel_peak[row] * pick(t.channel_gate, b * s.C + c, A(1)));
+  }
+}
+
+template <class T, int kFactors, bool kTerms>
+void combine_all(const T* source, const T* x, T* to, const Shape& s, const Terms<Acc<T>>& t) {
+  if (s.last)
+    return parallel(s.B * s.N(), s.C, [&](Index row) {
+      combine_position<T, kFactors, kTerms>(source, x, to, s, t, row);
+    });
+  parallel(s.B * s.C, s.N(), [&](Index plane) {
+    combine_plane<T, kFactors, kTerms>(source, x, to, s, t, plane);
+  });
+}
+
+}  // namespace
+
+void combine(Tensor source, Optional x, bool total, int64_t groups, Optional channel,
+             Optional spatial, Optional rows, Optional columns, Optional add, Optional linear,
+             Optional add_rows, Optional add_columns, Optional map, Optional weight, Optional map2,
+             Optional weight2, Optional at, Optional peak, Optional channel_at,
+             Optional channel_peak, Optional channel_gate, Optional rows_at, Optional rows_peak,
+             Optional columns_at, Optional columns_peak, Tensor to) {
+  dispatch(source, [&](auto* type) {
+    using T = std::remove_pointer_t<decltype(type)>;
+    using A = Acc<T>;
+    const Terms<A> t{total,
+                     groups,
+                     in<A>(channel),
+                     in<A>(spatial),
+                     in<A>(rows),
+                     in<A>(columns),
+                     in<A>(add),
+                     in<A>(linear),
+                     in<A>(add_rows),
+                     in<A>(add_columns),
+                     {in<A>(map), in<A>(map2)},
+                     {in<A>(weight), in<A>(weight2)},
+                     in<int32_t>(at),
+                     in<int32_t>(channel_at),
+                     in<int32_t>(rows_at),
+                     in<int32_t>(columns_at),
+                     in<A>(peak),
+                     in<A>(channel_peak),
+                     in<A>(channel_gate),
+                     in<A>(rows_peak),
+                     in<A>(columns_peak)};
+    const Shape s = shape_of(source);
+    const auto run = [&](auto kernel) {
+      kernel(in<T>(source), in<T>(x), out<T>(to), s, t);
+    };
+    // Gates that vary along a run; without any, the factor is one number.
+    const bool varies = s.last ? channel || rows || columns : spatial || columns;
+    if (!varies) return t.any() ? run(combine_all<T, 0, true>) : run(combine_all<T, 0, false>);
+    const bool one = s.last ? !rows && !columns : !columns;
+    if (one) return t.any() ? run(combine_all<T, 1, true>) : run(combine_all<T, 1, false>);
+    t.any() ? run(combine_all<T, 3, true>) : run(combine_all<T, 3, false>);
+  });
+}
+
+}  // namespace foveate
+
+STABLE_TORCH_LIBRARY_FRAGMENT(foveate_cpu, m) {
+  m.def(
+      "combine(Tensor source, Tensor? x, bool total, int groups, Tensor? channel, Tensor? spatial, "
+      "Tensor? rows, Tensor? columns, Tensor? add, Tensor? linear, Tensor? add_rows, "
+      "Tensor? add_columns, Tensor? map, Tensor? weight, Tensor? map2, Tensor? weight2, "
+      "Tensor? at, Tensor? peak, Tensor? channel_at, Tensor? channel_peak, Tensor? channel_gate, "
+      "Tensor? rows_at, Tensor? rows_peak, Tensor? columns_at, Tensor? columns_peak, "
+      "Tensor(a!) to) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(foveate_cpu, CPU, m) { m.impl("combine", TORCH_BOX(&foveate::combine)); }

@@ -1,0 +1,81 @@
+// What all kernels share: arguments, their checks, and work split over PyTorch's threads.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <optional>
+#include <stdexcept>
+
+#include "vec.h"
+
+namespace foveate {
+
+using torch::stable::Tensor;
+using Optional = std::optional<Tensor>;
+
+// Sizes of a map. `last` tells channels_last, where channels are adjacent in memory.
+struct Shape {
+  Index B, C, H, W;
+  bool last;
+  Index N() const { return H * W; }
+};
+
+inline Shape shape_of(const Tensor& x) {
+  Shape s{x.size(0), x.size(1), x.size(2), x.size(3), false};
+  // With one channel or one position both orders are the same.
+  s.last = !x.is_contiguous();
+  return s;
+}
+
+template <class T>
+inline const T* in(const Tensor& t) {
+  return static_cast<const T*>(t.const_data_ptr());
+}
+
+template <class T>
+inline const T* in(const Optional& t) {
+  return t ? in<T>(*t) : nullptr;
+}
+
+template <class T>
+inline T* out(const Tensor& t) {
+  return static_cast<T*>(t.mutable_data_ptr());
+}
+
+template <class T>
+inline T* out(const Optional& t) {
+  return t ? out<T>(*t) : nullptr;
+}
+
+// Calls f with a null pointer of the element type of x.
+template <class F>
+inline void dispatch(const Tensor& x, const F& f) {
+  using torch::headeronly::ScalarType;
+  switch (x.scalar_type()) {
+    case ScalarType::Float:
+      return f(static_cast<float*>(nullptr));
+    case ScalarType::Double:
+      return f(static_cast<double*>(nullptr));
+    case ScalarType::BFloat16:
+      return f(static_cast<BFloat16*>(nullptr));
+    case ScalarType::Half:
+      return f(static_cast<Half*>(nullptr));
+    default:
+      throw std::runtime_error("foveate kernels take float64, float32, bfloat16 and float16");
+  }
+}
+
+// Calls f(i) for i in [0, n), each about `cost` elements of work, in any order and thread.
+template <class F>
+inline void parallel(Index n, Index cost, const F& f) {
+  constexpr Index kWorthAThread = 1 << 14;
+  const Index grain = std::max<Index>(1, kWorthAThread / std::max<Index>(1, cost));
+  torch::stable::parallel_for(0, n, grain, [&](int64_t begin, int64_t end) {
+    for (Index i = begin; i < end; ++i) f(i);
+  });
+}
+
+}  // namespace foveate

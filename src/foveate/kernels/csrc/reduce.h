@@ -1,0 +1,278 @@
+// Reductions of a matrix that lies row by row: along a row, or down the columns of a tile.
+// Pooling over positions is the one in contiguous maps and the other in channels_last maps;
+// pooling over channels is the reverse.
+#pragma once
+
+#include <algorithm>
+#include <limits>
+
+#include "vec.h"
+
+namespace foveate {
+
+// Rows summed in one accumulator before it is added to the total: bounds the rounding error.
+constexpr Index kChunk = 64;
+// Places for columns reduced at once: their accumulators stay in the first cache.
+constexpr Index kTile = 512;
+// Columns that fit, with room for the overlapping slice.
+constexpr Index kWidth = kTile - 16;
+
+template <class A>
+struct Peak {
+  A value;
+  Index at;
+};
+
+// Where v displaces m: it is larger, or the first NaN.
+template <class A>
+inline auto displaces(Vec<A> v, Vec<A> m) {
+  return (v > m) | ((v != v) & (m == m));
+}
+
+// The largest of the lanes' largest values; the first of equal ones, and of NaNs.
+template <class A>
+inline Peak<A> across(Vec<A> peak, Vec<Lane<A>> at) {
+  constexpr auto larger = [](auto a, auto b) { return a > b ? a : b; };
+  constexpr auto smaller = [](auto a, auto b) { return a < b ? a : b; };
+  const auto nans = peak != peak;
+  const bool nan = fold<Lane<A>>(nans, [](auto a, auto b) { return a | b; });
+  const A best = nan ? std::numeric_limits<A>::quiet_NaN() : fold<A>(peak, larger);
+  const auto those = nan ? nans : (peak == splat(best));
+  const auto never = splat(std::numeric_limits<Lane<A>>::max());
+  return {best, fold<Lane<A>>(those ? at : never, smaller)};
+}
+
+template <class A>
+inline Peak<A> first_of(const Peak<A>& a, const Peak<A>& b) {
+  const bool a_nan = a.value != a.value, b_nan = b.value != b.value;
+  if (a_nan != b_nan) return a_nan ? a : b;
+  if (a.value > b.value) return a;
+  if (b.value > a.value) return b;
+  return a.at < b.at ? a : b;
+}
+
+// Sum and peak of one row, its values weighted where weights are given.
+template <class T, bool kPeak>
+inline Acc<T> reduce_row(const T* x, const Acc<T>* weight, Index n, Peak<Acc<T>>* peak) {
+  using A = Acc<T>;
+  constexpr A lowest = -std::numeric_limits<A>::infinity();
+  // Two of each, taking turns, so that one need not wait for the other.
+  Vec<A> total = {}, part[2] = {}, top[2] = {splat(lowest), splat(lowest)};
+  // Lanes start at the positions they see first, for rows of nothing but minus infinity.
+  Vec<Lane<A>> at[2] = {iota<A>(), iota<A>() + Lane<A>(kLanes<A>)};
+  Index step = 0;
+  each_slice<A>(n, [&](const auto& s) {
+    Vec<A> v = load(x, s);
+    if (weight) v *= load(weight, s);
+    const Index turn = step & 1;
+    part[turn] += masked<A>(v, s, A(0));
+    if constexpr (kPeak) {
+      v = masked<A>(v, s, lowest);
+      const auto better = displaces<A>(v, top[turn]);
+      top[turn] = better ? v : top[turn];
+      at[turn] = better ? iota<A>() + Lane<A>(s.at) : at[turn];
+    }
+    if (++step % kChunk == 0) {
+      total += part[0] + part[1];
+      part[0] = part[1] = Vec<A>{};
+    }
+  });
+  if constexpr (kPeak) *peak = first_of(across<A>(top[0], at[0]), across<A>(top[1], at[1]));
+  return sum<A>(total + (part[0] + part[1]));
+}
+
+// Sum of squared deviations from the mean of one row.
+template <class T>
+inline Acc<T> spread_row(const T* x, Acc<T> mean, Index n) {
+  using A = Acc<T>;
+  Vec<A> total = {}, part = {};
+  Index step = 0;
+  each_slice<A>(n, [&](const auto& s) {
+    const Vec<A> d = masked<A>(load(x, s) - mean, s, A(0));
+    part += d * d;
+    if (++step % kChunk == 0) {
+      total += part;
+      part = Vec<A>{};
+    }
+  });
+  return sum<A>(total + part);
+}
+
+// Accumulators of the columns of one tile, a vector for each slice of a row. Those of the last
+// slice overlap the ones before it.
+template <class A>
+struct Columns {
+  A total[kTile], peak[kTile], spread[kTile];
+  Lane<A> at[kTile];
+};
+
+template <class T>
+struct Matrix {
+  const T* x;
+  Index rows, columns, stride;
+};
+
+// Where the accumulator of a column is.
+template <class A>
+inline Index slot(Index column, Index columns) {
+  const Index whole = columns / kLanes<A> * kLanes<A>;
+  return column < whole || !whole ? column : column - columns + kLanes<A> + whole;
+}
+
+// Calls f(slice, accumulator's place) for each slice of the columns.
+template <class A, class F>
+inline void each_slot(Index columns, const F& f) {
+  Index at = 0;
+  each_slice<A>(columns, [&](const auto& s) {
+    f(s, at);
+    at += kLanes<A>;
+  });
+}
+
+template <class T, bool kPeak>
+inline void add_rows(const Matrix<T>& m, Index first, Index count, const Acc<T>* weight,
+                     Acc<T>* part, Columns<Acc<T>>& to) {
+  using A = Acc<T>;
+  constexpr Index kUnroll = 4;
+  for (Index i = first; i < first + count; i += kUnroll) {
+    const Index end = std::min(i + kUnroll, first + count);
+    each_slot<A>(m.columns, [&](const auto& slice, Index at) {
+      Vec<A> s = widen(part + at), top = {};
+      Vec<Lane<A>> where = {};
+      if constexpr (kPeak) {
+        top = widen(to.peak + at);
+        std::memcpy(&where, to.at + at, sizeof where);
+      }
+      for (Index r = i; r < end; ++r) {
+        Vec<A> v = load(m.x + r * m.stride, slice);
+        if (weight) v *= weight[r];
+        s += v;
+        if constexpr (kPeak) {
+          const auto better = displaces<A>(v, top);
+          top = better ? v : top;
+          where = better ? splat<Lane<A>>(r) : where;
+        }
+      }
+      narrow(part + at, s);
+      if constexpr (kPeak) {
+        narrow(to.peak + at, top);
+        std::memcpy(to.at + at, &where, sizeof where);
+      }
+    });
+  }
+}
+
+// Adds the spread of `count` rows to that of the `first` rows before them (Chan et al., 1979).
+template <class T>
+inline void merge_spread(const Matrix<T>& m, Index first, Index count, const Acc<T>* part,
+                         Columns<Acc<T>>& to) {
+  using A = Acc<T>;
+  each_slot<A>(m.columns, [&](const auto& slice, Index at) {
+    const Vec<A> mean = widen(part + at) / A(count);
+    Vec<A> squares = {};
+    for (Index i = first; i < first + count; ++i) {
+      const Vec<A> d = load(m.x + i * m.stride, slice) - mean;
+      squares += d * d;
+    }
+    const Vec<A> gap = first ? mean - widen(to.total + at) / A(first) : Vec<A>{};
+    const A share = A(first) * count / (first + count);
+    narrow(to.spread + at, widen(to.spread + at) + squares + gap * gap * share);
+  });
+}
+
+// Sum, and where asked peak and spread, of each column of a tile of fewer than kTile columns.
+template <class T, bool kPeak, bool kSpread>
+inline void reduce_columns(const Matrix<T>& m, const Acc<T>* weight, Columns<Acc<T>>& to) {
+  using A = Acc<T>;
+  std::fill_n(to.total, kTile, A(0));
+  if (kPeak) std::fill_n(to.peak, kTile, -std::numeric_limits<A>::infinity());
+  if (kPeak) std::fill_n(to.at, kTile, Lane<A>(0));
+  if (kSpread) std::fill_n(to.spread, kTile, A(0));
+  for (Index i = 0; i < m.rows; i += kChunk) {
+    const Index count = std::min(kChunk, m.rows - i);
+    A part[kTile] = {};
+    add_rows<T, kPeak>(m, i, count, weight, part, to);
+    if constexpr (kSpread) merge_spread(m, i, count, part, to);
+    for (Index j = 0; j < kTile; ++j) to.total[j] += part[j];
+  }
+}
+
+// What a dot product multiplies x by: other * weight + plus. Absent ones are null; plus needs
+// both others.
+template <class T>
+struct Factors {
+  const T* other;
+  const Acc<T>* weight;
+  const Acc<T>* plus;
+};
+
+// Calls f with the absences as compile-time constants.
+template <class T, class F>
+inline void specialise(const Factors<T>& by, const F& f) {
+  using Yes = std::true_type;
+  using No = std::false_type;
+  if (by.plus) return f(Yes{}, Yes{}, Yes{});
+  if (by.other && by.weight) return f(Yes{}, Yes{}, No{});
+  if (by.other) return f(Yes{}, No{}, No{});
+  if (by.weight) return f(No{}, Yes{}, No{});
+  f(No{}, No{}, No{});
+}
+
+// Dot product along a row, where weight and plus vary.
+template <class T>
+inline Acc<T> dot_row(const T* x, const Factors<T>& by, Index n) {
+  using A = Acc<T>;
+  Vec<A> total = {}, part[2] = {};
+  specialise(by, [&](auto other, auto weight, auto plus) {
+    Index step = 0;
+    each_slice<A>(n, [&](const auto& s) {
+      Vec<A> v = load(x, s);
+      if constexpr (plus) {
+        v *= load(by.other, s) * load(by.weight, s) + load(by.plus, s);
+      } else {
+        if constexpr (other) v *= load(by.other, s);
+        if constexpr (weight) v *= load(by.weight, s);
+      }
+      part[step & 1] += masked<A>(v, s, A(0));
+      if (++step % kChunk == 0) {
+        total += part[0] + part[1];
+        part[0] = part[1] = Vec<A>{};
+      }
+    });
+  });
+  return sum<A>(total + (part[0] + part[1]));
+}
+
+// Dot products down the columns of a tile; weight and plus vary from row to row, `step` apart.
+template <class T>
+inline void dot_columns(const Matrix<T>& m, const Factors<T>& by, Index step, Acc<T>* total) {
+  using A = Acc<T>;
+  constexpr Index kUnroll = 4;
+  std::fill_n(total, kTile, A(0));
+  specialise(by, [&](auto other, auto weight, auto plus) {
+    for (Index chunk = 0; chunk < m.rows; chunk += kChunk) {
+      A part[kTile] = {};
+      const Index last = std::min(m.rows, chunk + kChunk);
+      for (Index i = chunk; i < last; i += kUnroll) {
+        const Index end = std::min(last, i + kUnroll);
+        each_slot<A>(m.columns, [&](const auto& slice, Index at) {
+          Vec<A> s = widen(part + at);
+          for (Index r = i; r < end; ++r) {
+            Vec<A> v = load(m.x + r * m.stride, slice);
+            if constexpr (plus) {
+              v *= load(by.other + r * m.stride, slice) * by.weight[r * step] + by.plus[r * step];
+            } else {
+              if constexpr (other) v *= load(by.other + r * m.stride, slice);
+              if constexpr (weight) v *= by.weight[r * step];
+            }
+            s += v;
+          }
+          narrow(part + at, s);
+        });
+      }
+      for (Index j = 0; j < kTile; ++j) total[j] += part[j];
+    }
+  });
+}
+
+}  // namespace foveate

@@ -1,0 +1,179 @@
+// Statistics and dot products along each row and each column of every channel, in one read.
+#include "common.h"
+#include "reduce.h"
+
+namespace foveate {
+namespace {
+
+template <class A>
+struct Peaks {
+  A* value;
+  int32_t* at;
+};
+
+// What the sums are of, and where they go: x * other, weighted by a gate of the other direction.
+template <class T>
+struct Strips {
+  const T *x, *other;
+  const Acc<T>*row_gate, *column_gate;
+  Acc<T>*rows, *columns;
+  Acc<T> row_scale, column_scale;
+  Peaks<Acc<T>> row_peaks, column_peaks;
+};
+
+template <class A>
+inline void raise(const Peaks<A>& to, Index first, const Slice<A>& s, Vec<A> v, Index here) {
+  Vec<A> top = load(to.value + first, s);
+  const auto better = displaces<A>(v, top);
+  store(to.value + first, better ? v : top, s);
+  Vec<Lane<A>> at = load_index(to.at + first, s);
+  at = better ? splat<Lane<A>>(here) : at;
+  for (Index l = 0; l < s.count; ++l) to.at[first + s.at + l] = at[l];
+}
+
+// Adds v to the sums at `to`. Lanes that an overlapping slice repeats are left alone.
+template <class A, class S>
+inline void add(A* to, const S& s, Vec<A> v) {
+  store(to, load(to, s) + masked<A>(v, s, A(0)), s);
+}
+
+template <class A>
+inline void start(A* sums, const Peaks<A>& peaks, Index n) {
+  std::fill_n(sums, n, A(0));
+  if (!peaks.value) return;
+  std::fill_n(peaks.value, n, -std::numeric_limits<A>::infinity());
+  std::fill_n(peaks.at, n, 0);
+}
+
+template <class A>
+inline void finish(A* sums, A scale, Index n) {
+  for (Index i = 0; i < n; ++i) sums[i] *= scale;
+}
+
+template <class T, bool kPeaks>
+void strip_plane(const Strips<T>& f, const Shape& s, Index plane) {
+  using A = Acc<T>;
+  const Index file = plane * s.W;
+  start<A>(f.columns + file, {kPeaks ? f.column_peaks.value + file : nullptr, f.column_peaks.at + file},
+           s.W);
+  for (Index h = 0; h < s.H; ++h) {
+    const Index line = plane * s.H + h, first = line * s.W;
+    const A gate = f.row_gate ? f.row_gate[line] : A(1);
+    Vec<A> total = {};
+    each_slice<A>(s.W, [&](const auto& slice) {
+      Vec<A> v = load(f.x + first, slice);
+      if (f.other) v *= load(f.other + first, slice);
+      total += masked<A>(f.column_gate ? v * load(f.column_gate + file, slice) : v, slice, A(0));
+      add<A>(f.columns + file, slice, v * gate);
+      if constexpr (kPeaks) raise<A>(f.column_peaks, file, slice, v, h);
+    });
+    f.rows[line] = sum<A>(total) * f.row_scale;
+    if constexpr (kPeaks) {
+      Peak<A> top;
+      reduce_row<T, true>(f.x + first, nullptr, s.W, &top);
+      f.row_peaks.value[line] = top.value, f.row_peaks.at[line] = top.at;
+    }
+  }
+  finish(f.columns + file, f.column_scale, s.W);
+}
+
+// The same for n adjacent channels of one image, from channel c on.
+template <class T, bool kPeaks>
+void strip_channels(const Strips<T>& f, const Shape& s, Index b, Index c, Index n) {
+  using A = Acc<T>;
+  const auto part = [](const Peaks<A>& p, Index i) {
+    return Peaks<A>{kPeaks ? p.value + i : nullptr, p.at + i};
+  };
+  for (Index w = 0; w < s.W; ++w) {
+    const Index file = (b * s.W + w) * s.C + c;
+    start(f.columns + file, part(f.column_peaks, file), n);
+  }
+  for (Index h = 0; h < s.H; ++h) {
+    const Index line = (b * s.H + h) * s.C + c;
+    start(f.rows + line, part(f.row_peaks, line), n);
+    for (Index w = 0; w < s.W; ++w) {
+      const Index file = (b * s.W + w) * s.C + c, at = ((b * s.H + h) * s.W + w) * s.C + c;
+      each_slice<A>(n, [&](const auto& slice) {
+        Vec<A> v = load(f.x + at, slice);
+        if (f.other) v *= load(f.other + at, slice);
+        add<A>(f.rows + line, slice, f.column_gate ? v * load(f.column_gate + file, slice) : v);
+        add<A>(f.columns + file, slice, f.row_gate ? v * load(f.row_gate + line, slice) : v);
+        if constexpr (kPeaks) {
+          raise<A>(f.row_peaks, line, slice, v, w);
+          raise<A>(f.column_peaks, file, slice, v, h);
+        }
+      });
+    }
+    finish(f.rows + line, f.row_scale, n);
+  }
+  for (Index w = 0; w < s.W; ++w)
+    finish(f.columns + (b * s.W + w) * s.C + c, f.column_scale, n);
+}
+
+template <class T, bool kPeaks>
+void strips(const Strips<T>& f, const Shape& s) {
+  if (!s.last)
+    return parallel(s.B * s.C, s.N(), [&](Index plane) { strip_plane<T, kPeaks>(f, s, plane); });
+  const Index width = std::min<Index>(64, s.C), tiles = (s.C + width - 1) / width;
+  parallel(s.B * tiles, s.N() * width, [&](Index i) {
+    const Index c = i % tiles * width;
+    strip_channels<T, kPeaks>(f, s, i / tiles, c, std::min(width, s.C - c));
+  });
+}
+
+}  // namespace
+
+void strip_pool(Tensor x, Tensor rows, Tensor columns, Optional rows_peak, Optional rows_at,
+                Optional columns_peak, Optional columns_at) {
+  dispatch(x, [&](auto* t) {
+    using T = std::remove_pointer_t<decltype(t)>;
+    using A = Acc<T>;
+    const Shape s = shape_of(x);
+    const Strips<T> f{in<T>(x),
+                      nullptr,
+                      nullptr,
+                      nullptr,
+                      out<A>(rows),
+                      out<A>(columns),
+                      A(1) / s.W,
+                      A(1) / s.H,
+                      {out<A>(rows_peak), out<int32_t>(rows_at)},
+                      {out<A>(columns_peak), out<int32_t>(columns_at)}};
+    rows_peak ? strips<T, true>(f, s) : strips<T, false>(f, s);
+  });
+}
+
+void strip_dot(Tensor x, Tensor other, Optional row_gate, Optional column_gate, Tensor rows,
+               Tensor columns) {
+  dispatch(x, [&](auto* t) {
+    using T = std::remove_pointer_t<decltype(t)>;
+    using A = Acc<T>;
+    strips<T, false>({in<T>(x),
+                      in<T>(other),
+                      in<A>(row_gate),
+                      in<A>(column_gate),
+                      out<A>(rows),
+                      out<A>(columns),
+                      1,
+                      1,
+                      {},
+                      {}},
+                     shape_of(x));
+  });
+}
+
+}  // namespace foveate
+
+STABLE_TORCH_LIBRARY_FRAGMENT(foveate_cpu, m) {
+  m.def(
+      "strip_pool(Tensor x, Tensor(a!) rows, Tensor(b!) columns, Tensor(c!)? rows_peak, "
+      "Tensor(d!)? rows_at, Tensor(e!)? columns_peak, Tensor(f!)? columns_at) -> ()");
+  m.def(
+      "strip_dot(Tensor x, Tensor other, Tensor? row_gate, Tensor? column_gate, Tensor(a!) rows, "
+      "Tensor(b!) columns) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(foveate_cpu, CPU, m) {
+  m.impl("strip_pool", TORCH_BOX(&foveate::strip_pool));
+  m.impl("strip_dot", TORCH_BOX(&foveate::strip_dot));
+}
