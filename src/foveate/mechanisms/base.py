@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foveate import ops
@@ -80,6 +81,8 @@ class Gate(Attention):
     factors and zero at first: :math:`1 + a (g - 1)`. At :math:`a = 1` it is the paper's form.
     """
 
+    fused: bool = True
+    """Whether kernels can serve it, as it is set up."""
     published_identity: ClassVar[bool] = False
     """Whether the paper's initialisation is the identity, so that no strength is needed."""
 
@@ -102,6 +105,7 @@ class Gate(Attention):
         return {name: self.temper(gate) for name, gate in self.gate(x).items()}
 
     def forward(self, x: Tensor) -> Tensor:
+        x = ops.fuse(x) if self.fused else x
         return ops.scale(x, *self.maps(x).values())
 
 
@@ -209,6 +213,14 @@ def bottleneck(channels: int, reduction: int) -> int:
     """
     check_positive(reduction=reduction)
     return max(1, channels // reduction)
+
+
+def pointwise(conv: nn.Conv2d, z: Tensor) -> Tensor:
+    """A 1x1 convolution of vectors ``(B, C, 1, 1)``, as the matrix product that it is.
+
+    Convolutions of such maps are several times slower, forward and backward.
+    """
+    return F.linear(z.flatten(1), conv.weight.flatten(1), conv.bias)[:, :, None, None]
 
 
 def check_odd(**values: int) -> None:

@@ -8,40 +8,33 @@ from torch import Tensor, nn
 
 from foveate import ops
 from foveate.errors import check_choice
-from foveate.mechanisms.base import Gate, Published, bottleneck, check_odd
+from foveate.mechanisms.base import Gate, Published, bottleneck, check_odd, pointwise
 from foveate.mechanisms.norm import GateNorm
 from foveate.registry import register_mechanism
 
 ORDERS = ("channel_first", "spatial_first", "parallel_sum", "parallel_product")
 
 
-def _avg(x: Tensor) -> Tensor:
-    return x.mean((2, 3), keepdim=True)
+def _both(x: Tensor) -> tuple[Tensor, ...]:
+    return ops.spatial_pool(x, "mean", "max")
 
 
-def _max(x: Tensor) -> Tensor:
-    return x.amax((2, 3), keepdim=True)
+def _lse(x: Tensor) -> tuple[Tensor, ...]:
+    return (x.logsumexp((2, 3), keepdim=True),)
 
 
-def _lse(x: Tensor) -> Tensor:
-    return x.logsumexp((2, 3), keepdim=True)
+def _blend(x: Tensor) -> tuple[Tensor, ...]:
+    average, largest = _both(x)
+    return ((average + largest) / 2,)
 
 
-def _lp(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x, dim=(2, 3), keepdim=True)
-
-
-def _blend(x: Tensor) -> Tensor:
-    return (_avg(x) + _max(x)) / 2
-
-
-POOLINGS: dict[str, tuple[Callable[[Tensor], Tensor], ...]] = {
-    "avg": (_avg,),
-    "max": (_max,),
-    "both": (_avg, _max),
-    "lse": (_lse,),
-    "lp": (_lp,),
-    "blend": (_blend,),
+POOLINGS: dict[str, Callable[[Tensor], tuple[Tensor, ...]]] = {
+    "avg": lambda x: ops.spatial_pool(x, "mean"),
+    "max": lambda x: ops.spatial_pool(x, "max"),
+    "both": _both,
+    "lse": _lse,
+    "lp": lambda x: ops.spatial_pool(x, "length"),
+    "blend": _blend,
 }
 
 
@@ -59,7 +52,7 @@ class ChannelGate(nn.Module):
 
     def __init__(self, channels: int, *, reduction: int, pooling: str) -> None:
         super().__init__()
-        self.pools = POOLINGS[check_choice("pooling", pooling, POOLINGS)]
+        self.pool = POOLINGS[check_choice("pooling", pooling, POOLINGS)]
         hidden = bottleneck(channels, reduction)
         self.fc1 = nn.Conv2d(channels, hidden, 1)
         self.fc2 = nn.Conv2d(hidden, channels, 1)
@@ -68,8 +61,10 @@ class ChannelGate(nn.Module):
                 nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
-        first, *others = (self.fc2(self.fc1(pool(x)).relu()) for pool in self.pools)
-        return sum(others, start=first).sigmoid()  # (B, C, 1, 1)
+        pools = self.pool(x)
+        z = torch.cat(pools)  # (P B, C, 1, 1)
+        z = pointwise(self.fc2, pointwise(self.fc1, z).relu())  # (P B, C, 1, 1)
+        return z.unflatten(0, (len(pools), -1)).sum(0).sigmoid()  # (B, C, 1, 1)
 
 
 class SpatialGate(nn.Module):
@@ -98,11 +93,11 @@ class SpatialGate(nn.Module):
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
         nn.init.constant_(bn.weight, norm_weight)
 
-    def forward(self, x: Tensor) -> Tensor:
-        z = torch.cat([x.amax(1, keepdim=True), x.mean(1, keepdim=True)], dim=1)  # (B, 2, H, W)
+    def forward(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
+        z = torch.cat(ops.channel_pool(x, gate), dim=1)  # (B, 2, H, W)
         if self.blend:
             z = z.mean(1, keepdim=True)  # (B, 1, H, W)
-        z = self.bn(self.conv(z))  # (B, 1, H, W)
+        z = self.bn(ops.stencil(z, self.conv.weight))  # (B, 1, H, W)
         return z.sigmoid()
 
 
@@ -231,6 +226,7 @@ class CBAM(Gate):
         super().__init__(channels, init=init)
         self.reduction, self.kernel_size, self.pooling = reduction, kernel_size, pooling
         self.order, self.norm = check_choice("order", order, ORDERS), norm
+        self.fused = order != "parallel_sum"  # whose gate is as large as the map
         self.channel_gate = ChannelGate(channels, reduction=reduction, pooling=pooling)
         self.spatial_gate = SpatialGate(
             kernel_size=kernel_size,
@@ -244,7 +240,7 @@ class CBAM(Gate):
     def gate(self, x: Tensor) -> dict[str, Tensor]:
         if self.order == "channel_first":
             channel = self.channel_gate(x)
-            spatial = self.spatial_gate(ops.scale(x, self.temper(channel)))
+            spatial = self.spatial_gate(x, self.temper(channel))
         elif self.order == "spatial_first":
             spatial = self.spatial_gate(x)
             channel = self.channel_gate(ops.scale(x, self.temper(spatial)))

@@ -4,7 +4,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from foveate.mechanisms.base import Gate, Published, bottleneck
+from foveate import ops
+from foveate.mechanisms.base import Gate, Published, bottleneck, pointwise
 from foveate.registry import register_mechanism
 
 
@@ -64,6 +65,6 @@ class SqueezeExcitation(Gate):
         self.fc2 = nn.Conv2d(hidden, channels, 1, bias=bias)
 
     def gate(self, x: Tensor) -> dict[str, Tensor]:
-        z = x.mean((2, 3), keepdim=True)  # (B, C, 1, 1)
-        z = self.fc1(z).relu()  # (B, C/r, 1, 1)
-        return {"channel": self.fc2(z).sigmoid()}  # (B, C, 1, 1)
+        (z,) = ops.spatial_pool(x, "mean")  # (B, C, 1, 1)
+        z = pointwise(self.fc1, z).relu()  # (B, C/r, 1, 1)
+        return {"channel": pointwise(self.fc2, z).sigmoid()}  # (B, C, 1, 1)

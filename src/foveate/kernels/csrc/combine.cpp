@@ -215,6 +215,7 @@ void combine(Tensor source, Optional x, bool total, int64_t groups, Optional cha
                      in<A>(rows_peak),
                      in<A>(columns_peak)};
     const Shape s = shape_of(source);
+    expect_pages(out<T>(to), s.B * s.C * s.N() * sizeof(T));
     const auto run = [&](auto kernel) {
       kernel(in<T>(source), in<T>(x), out<T>(to), s, t);
     };

@@ -6,6 +6,11 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 #include <optional>
 #include <stdexcept>
 
@@ -68,6 +73,18 @@ inline void dispatch(const Tensor& x, const F& f) {
   }
 }
 
+// Asks for large pages under a large output. A first write to each small page is a fault, and
+// all of them together can take longer than the writing.
+inline void expect_pages([[maybe_unused]] void* p, [[maybe_unused]] Index bytes) {
+#ifdef __linux__
+  constexpr uintptr_t kPage = 4096, kLarge = 1 << 21;
+  const uintptr_t first = (reinterpret_cast<uintptr_t>(p) + kPage - 1) / kPage * kPage;
+  const uintptr_t end = reinterpret_cast<uintptr_t>(p) + bytes;
+  if (bytes >= Index(kLarge))
+    madvise(reinterpret_cast<void*>(first), (end - first) / kPage * kPage, MADV_HUGEPAGE);
+#endif
+}
+
 // Calls f(i) for i in [0, n), each about `cost` elements of work, in any order and thread.
 template <class F>
 inline void parallel(Index n, Index cost, const F& f) {
@@ -76,6 +93,14 @@ inline void parallel(Index n, Index cost, const F& f) {
   torch::stable::parallel_for(0, n, grain, [&](int64_t begin, int64_t end) {
     for (Index i = begin; i < end; ++i) f(i);
   });
+}
+
+// Channels to reduce at once in a channels_last map: as many as leave work for all threads. The
+// result of a channel does not depend on it.
+inline Index tile_width(Index batch, Index channels, Index most) {
+  const Index tasks = 4 * torch::stable::get_num_threads();
+  const Index wanted = channels * batch / tasks / 16 * 16;
+  return std::min({channels, most, std::max<Index>(32, wanted)});
 }
 
 }  // namespace foveate

@@ -18,9 +18,7 @@ void pool_positions(const T* x, const Shape& s, Acc<T>* mean, Acc<T>* peak, int3
       if (kPeak) peak[plane] = top.value, at[plane] = top.at;
       if (kSpread) spread[plane] = spread_row(row, mean[plane], s.N());
     });
-  // Tiles no wider than need be, so that all threads have some.
-  const Index width = s.C > 128 ? Index(64) : Index(32);
-  const Index tiles = (s.C + width - 1) / width;
+  const Index width = tile_width(s.B, s.C, kWidth), tiles = (s.C + width - 1) / width;
   parallel(s.B * tiles, s.N() * width, [&](Index i) {
     const Index b = i / tiles, c = i % tiles * width, n = std::min(width, s.C - c);
     Columns<A> of;
@@ -97,7 +95,7 @@ void dot_positions(const T* x, const Shape& s, Index groups, const T* other, con
                               plus ? plus + group : nullptr},
                              s.N());
     });
-  const Index tile = std::min<Index>(64, width), tiles = (width + tile - 1) / tile;
+  const Index tile = tile_width(s.B * groups, width, kWidth), tiles = (width + tile - 1) / tile;
   parallel(s.B * groups * tiles, s.N() * tile, [&](Index i) {
     const Index b = i / (groups * tiles), g = i / tiles % groups, c = g * width + i % tiles * tile;
     const Index n = std::min(tile, (g + 1) * width - c), at = b * s.N() * s.C + c;
@@ -107,6 +105,18 @@ void dot_positions(const T* x, const Shape& s, Index groups, const T* other, con
                         plus ? plus + group : nullptr};
     dot_columns<T>({x + at, s.N(), n, s.C}, by, groups, total);
     for (Index j = 0; j < n; ++j) to[b * s.C + c + j] = total[slot<A>(j, n)];
+  });
+}
+
+// Adds to each channel its values at the positions where it is the one named, weighted.
+template <class T>
+void dot_peaks(const T* x, const Shape& s, const int32_t* at, const Acc<T>* weight, Acc<T>* to) {
+  parallel(s.B, s.N() * 16, [&](Index b) {
+    for (Index p = 0; p < s.N(); ++p) {
+      const Index c = at[b * s.N() + p];
+      const Index i = s.last ? (b * s.N() + p) * s.C + c : (b * s.C + c) * s.N() + p;
+      to[b * s.C + c] += weight[b * s.N() + p] * value(x + i);
+    }
   });
 }
 
@@ -152,6 +162,14 @@ void spatial_dot(Tensor x, Optional other, Optional map, Optional plus, int64_t 
   });
 }
 
+void peak_dot(Tensor x, Tensor at, Tensor weight, Tensor to) {
+  dispatch(x, [&](auto* t) {
+    using T = std::remove_pointer_t<decltype(t)>;
+    using A = Acc<T>;
+    dot_peaks<T>(in<T>(x), shape_of(x), in<int32_t>(at), in<A>(weight), out<A>(to));
+  });
+}
+
 }  // namespace foveate
 
 STABLE_TORCH_LIBRARY_FRAGMENT(foveate_cpu, m) {
@@ -166,6 +184,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(foveate_cpu, m) {
   m.def(
       "spatial_dot(Tensor x, Tensor? other, Tensor? map, Tensor? plus, int groups, Tensor(a!) to) "
       "-> ()");
+  m.def("peak_dot(Tensor x, Tensor at, Tensor weight, Tensor(a!) to) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(foveate_cpu, CPU, m) {
@@ -173,4 +192,5 @@ STABLE_TORCH_LIBRARY_IMPL(foveate_cpu, CPU, m) {
   m.impl("channel_pool", TORCH_BOX(&foveate::channel_pool));
   m.impl("channel_dot", TORCH_BOX(&foveate::channel_dot));
   m.impl("spatial_dot", TORCH_BOX(&foveate::spatial_dot));
+  m.impl("peak_dot", TORCH_BOX(&foveate::peak_dot));
 }

@@ -42,13 +42,32 @@ inline Peak<A> across(Vec<A> peak, Vec<Lane<A>> at) {
   return {best, fold<Lane<A>>(those ? at : never, smaller)};
 }
 
+// Takes over where v displaces m, or equals it from an earlier place.
 template <class A>
-inline Peak<A> first_of(const Peak<A>& a, const Peak<A>& b) {
-  const bool a_nan = a.value != a.value, b_nan = b.value != b.value;
-  if (a_nan != b_nan) return a_nan ? a : b;
-  if (a.value > b.value) return a;
-  if (b.value > a.value) return b;
-  return a.at < b.at ? a : b;
+inline void merge(Vec<A>& m, Vec<Lane<A>>& at, Vec<A> v, Vec<Lane<A>> from) {
+  const auto same = (v == m) | ((v != v) & (m != m));
+  const auto better = displaces<A>(v, m) | (same & (from < at));
+  m = better ? v : m;
+  at = better ? from : at;
+}
+
+// Sums of one row: f(slice) gives what to add up. Long rows are summed in blocks.
+template <class A, class F>
+inline A sum_row(Index n, const F& f) {
+  constexpr Index block = kChunk * kTurns * kLanes<A>;
+  Vec<A> total = {};
+  for (Index first = 0; first < n; first += block) {
+    Vec<A> part[kTurns] = {};
+    // A block of less than a vector, behind others, would have nothing to overlap with.
+    const Index left = n - first, count = left < block + kLanes<A> ? left : block;
+    each_turn<A>(count, [&](auto s, auto turn) {
+      s.at += first;
+      part[turn] += masked<A>(f(s), s, A(0));
+    });
+    total += (part[0] + part[1]) + (part[2] + part[3]);
+    if (count == left) break;
+  }
+  return sum<A>(total);
 }
 
 // Sum and peak of one row, its values weighted where weights are given.
@@ -56,46 +75,38 @@ template <class T, bool kPeak>
 inline Acc<T> reduce_row(const T* x, const Acc<T>* weight, Index n, Peak<Acc<T>>* peak) {
   using A = Acc<T>;
   constexpr A lowest = -std::numeric_limits<A>::infinity();
-  // Two of each, taking turns, so that one need not wait for the other.
-  Vec<A> total = {}, part[2] = {}, top[2] = {splat(lowest), splat(lowest)};
+  const auto weighted = [&](const auto& s) {
+    return weight ? load(x, s) * load(weight, s) : load(x, s);
+  };
+  if constexpr (!kPeak) return sum_row<A>(n, weighted);
   // Lanes start at the positions they see first, for rows of nothing but minus infinity.
-  Vec<Lane<A>> at[2] = {iota<A>(), iota<A>() + Lane<A>(kLanes<A>)};
-  Index step = 0;
-  each_slice<A>(n, [&](const auto& s) {
-    Vec<A> v = load(x, s);
-    if (weight) v *= load(weight, s);
-    const Index turn = step & 1;
-    part[turn] += masked<A>(v, s, A(0));
-    if constexpr (kPeak) {
-      v = masked<A>(v, s, lowest);
-      const auto better = displaces<A>(v, top[turn]);
-      top[turn] = better ? v : top[turn];
-      at[turn] = better ? iota<A>() + Lane<A>(s.at) : at[turn];
-    }
-    if (++step % kChunk == 0) {
-      total += part[0] + part[1];
-      part[0] = part[1] = Vec<A>{};
-    }
+  Vec<A> total[kTurns] = {}, top[kTurns];
+  Vec<Lane<A>> at[kTurns];
+  for (Index t = 0; t < kTurns; ++t) {
+    top[t] = splat(lowest);
+    at[t] = iota<A>() + Lane<A>(t * kLanes<A>);
+  }
+  each_turn<A>(n, [&](const auto& s, auto turn) {
+    const Vec<A> v = weighted(s);
+    total[turn] += masked<A>(v, s, A(0));
+    const Vec<A> w = masked<A>(v, s, lowest);
+    const auto better = displaces<A>(w, top[turn]);
+    top[turn] = better ? w : top[turn];
+    at[turn] = better ? iota<A>() + Lane<A>(s.at) : at[turn];
   });
-  if constexpr (kPeak) *peak = first_of(across<A>(top[0], at[0]), across<A>(top[1], at[1]));
-  return sum<A>(total + (part[0] + part[1]));
+  for (Index t = 1; t < kTurns && n >= 2 * kTurns * kLanes<A>; ++t) merge<A>(top[0], at[0], top[t], at[t]);
+  *peak = across<A>(top[0], at[0]);
+  return sum<A>((total[0] + total[1]) + (total[2] + total[3]));
 }
 
 // Sum of squared deviations from the mean of one row.
 template <class T>
 inline Acc<T> spread_row(const T* x, Acc<T> mean, Index n) {
   using A = Acc<T>;
-  Vec<A> total = {}, part = {};
-  Index step = 0;
-  each_slice<A>(n, [&](const auto& s) {
-    const Vec<A> d = masked<A>(load(x, s) - mean, s, A(0));
-    part += d * d;
-    if (++step % kChunk == 0) {
-      total += part;
-      part = Vec<A>{};
-    }
+  return sum_row<A>(n, [&](const auto& s) {
+    const Vec<A> d = load(x, s) - mean;
+    return d * d;
   });
-  return sum<A>(total + part);
 }
 
 // Accumulators of the columns of one tile, a vector for each slice of a row. Those of the last
@@ -129,13 +140,20 @@ inline void each_slot(Index columns, const F& f) {
   });
 }
 
+// Calls f(first row, count) with the rows in groups: the count of all but the last is a constant.
+template <class F>
+inline void each_group(Index first, Index end, const F& f) {
+  constexpr Index kGroup = 4;
+  for (; first + kGroup <= end; first += kGroup)
+    f(first, std::integral_constant<Index, kGroup>{});
+  if (first < end) f(first, end - first);
+}
+
 template <class T, bool kPeak>
-inline void add_rows(const Matrix<T>& m, Index first, Index count, const Acc<T>* weight,
+inline void add_rows(const Matrix<T>& m, Index first, Index end, const Acc<T>* weight,
                      Acc<T>* part, Columns<Acc<T>>& to) {
   using A = Acc<T>;
-  constexpr Index kUnroll = 4;
-  for (Index i = first; i < first + count; i += kUnroll) {
-    const Index end = std::min(i + kUnroll, first + count);
+  each_group(first, end, [&](Index i, auto count) {
     each_slot<A>(m.columns, [&](const auto& slice, Index at) {
       Vec<A> s = widen(part + at), top = {};
       Vec<Lane<A>> where = {};
@@ -143,7 +161,7 @@ inline void add_rows(const Matrix<T>& m, Index first, Index count, const Acc<T>*
         top = widen(to.peak + at);
         std::memcpy(&where, to.at + at, sizeof where);
       }
-      for (Index r = i; r < end; ++r) {
+      for (Index r = i; r < i + count; ++r) {
         Vec<A> v = load(m.x + r * m.stride, slice);
         if (weight) v *= weight[r];
         s += v;
@@ -159,7 +177,7 @@ inline void add_rows(const Matrix<T>& m, Index first, Index count, const Acc<T>*
         std::memcpy(to.at + at, &where, sizeof where);
       }
     });
-  }
+  });
 }
 
 // Adds the spread of `count` rows to that of the `first` rows before them (Chan et al., 1979).
@@ -191,7 +209,7 @@ inline void reduce_columns(const Matrix<T>& m, const Acc<T>* weight, Columns<Acc
   for (Index i = 0; i < m.rows; i += kChunk) {
     const Index count = std::min(kChunk, m.rows - i);
     A part[kTile] = {};
-    add_rows<T, kPeak>(m, i, count, weight, part, to);
+    add_rows<T, kPeak>(m, i, i + count, weight, part, to);
     if constexpr (kSpread) merge_spread(m, i, count, part, to);
     for (Index j = 0; j < kTile; ++j) to.total[j] += part[j];
   }
@@ -222,10 +240,9 @@ inline void specialise(const Factors<T>& by, const F& f) {
 template <class T>
 inline Acc<T> dot_row(const T* x, const Factors<T>& by, Index n) {
   using A = Acc<T>;
-  Vec<A> total = {}, part[2] = {};
+  A total = 0;
   specialise(by, [&](auto other, auto weight, auto plus) {
-    Index step = 0;
-    each_slice<A>(n, [&](const auto& s) {
+    total = sum_row<A>(n, [&](const auto& s) {
       Vec<A> v = load(x, s);
       if constexpr (plus) {
         v *= load(by.other, s) * load(by.weight, s) + load(by.plus, s);
@@ -233,31 +250,24 @@ inline Acc<T> dot_row(const T* x, const Factors<T>& by, Index n) {
         if constexpr (other) v *= load(by.other, s);
         if constexpr (weight) v *= load(by.weight, s);
       }
-      part[step & 1] += masked<A>(v, s, A(0));
-      if (++step % kChunk == 0) {
-        total += part[0] + part[1];
-        part[0] = part[1] = Vec<A>{};
-      }
+      return v;
     });
   });
-  return sum<A>(total + (part[0] + part[1]));
+  return total;
 }
 
 // Dot products down the columns of a tile; weight and plus vary from row to row, `step` apart.
 template <class T>
 inline void dot_columns(const Matrix<T>& m, const Factors<T>& by, Index step, Acc<T>* total) {
   using A = Acc<T>;
-  constexpr Index kUnroll = 4;
   std::fill_n(total, kTile, A(0));
   specialise(by, [&](auto other, auto weight, auto plus) {
     for (Index chunk = 0; chunk < m.rows; chunk += kChunk) {
       A part[kTile] = {};
-      const Index last = std::min(m.rows, chunk + kChunk);
-      for (Index i = chunk; i < last; i += kUnroll) {
-        const Index end = std::min(last, i + kUnroll);
+      each_group(chunk, std::min(m.rows, chunk + kChunk), [&](Index i, auto count) {
         each_slot<A>(m.columns, [&](const auto& slice, Index at) {
           Vec<A> s = widen(part + at);
-          for (Index r = i; r < end; ++r) {
+          for (Index r = i; r < i + count; ++r) {
             Vec<A> v = load(m.x + r * m.stride, slice);
             if constexpr (plus) {
               v *= load(by.other + r * m.stride, slice) * by.weight[r * step] + by.plus[r * step];
@@ -269,7 +279,7 @@ inline void dot_columns(const Matrix<T>& m, const Factors<T>& by, Index step, Ac
           }
           narrow(part + at, s);
         });
-      }
+      });
       for (Index j = 0; j < kTile; ++j) total[j] += part[j];
     }
   });

@@ -114,7 +114,7 @@ template <class T, bool kPeaks>
 void strips(const Strips<T>& f, const Shape& s) {
   if (!s.last)
     return parallel(s.B * s.C, s.N(), [&](Index plane) { strip_plane<T, kPeaks>(f, s, plane); });
-  const Index width = std::min<Index>(64, s.C), tiles = (s.C + width - 1) / width;
+  const Index width = tile_width(s.B, s.C, 64), tiles = (s.C + width - 1) / width;
   parallel(s.B * tiles, s.N() * width, [&](Index i) {
     const Index c = i % tiles * width;
     strip_channels<T, kPeaks>(f, s, i / tiles, c, std::min(width, s.C - c));

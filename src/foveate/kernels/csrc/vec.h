@@ -87,17 +87,38 @@ struct Slice {
   bool whole() const { return count == kLanes<A>; }
 };
 
-// Calls f with each slice of a row of n values; the type of the last tells that it is partial.
 template <class A>
 struct Whole : Slice<A> {};
+
+// Calls f with each slice of [first, n); the type of the last tells that it is partial.
 template <class A, class F>
-inline void each_slice(Index n, const F& f) {
+inline void each_slice(Index n, const F& f, Index first = 0) {
   constexpr Index lanes = kLanes<A>;
-  Index j = 0;
+  Index j = first;
   for (; j + lanes <= n; j += lanes) f(Whole<A>{{j}});
   if (j == n) return;
   if (j) f(Slice<A>{n - lanes, j - (n - lanes), lanes});
   else f(Slice<A>{0, 0, n});
+}
+
+// The same as f(slice, turn). Accumulators take turns, so that no addition waits for the one
+// before: `turn` is a constant below kTurns, and 0 in rows too short for it to matter.
+constexpr Index kTurns = 4;
+template <Index turn>
+using Turn = std::integral_constant<Index, turn>;
+
+template <class A, class F>
+inline void each_turn(Index n, const F& f) {
+  constexpr Index lanes = kLanes<A>;
+  Index j = 0;
+  if (n >= 2 * kTurns * lanes)
+    for (; j + kTurns * lanes <= n; j += kTurns * lanes) {
+      f(Whole<A>{{j}}, Turn<0>{});
+      f(Whole<A>{{j + lanes}}, Turn<1>{});
+      f(Whole<A>{{j + 2 * lanes}}, Turn<2>{});
+      f(Whole<A>{{j + 3 * lanes}}, Turn<3>{});
+    }
+  each_slice<A>(n, [&](const auto& s) { f(s, Turn<0>{}); }, j);
 }
 
 template <class A>
@@ -181,6 +202,13 @@ inline A fold(V v, const F& f) {
     std::memcpy(&high, reinterpret_cast<const char*>(&v) + sizeof low, sizeof high);
     return fold<A, kBytes / 2>(f(low, high), f);
   }
+}
+
+// One value in the wide type.
+template <class T>
+inline Acc<T> value(const T* p) {
+  if constexpr (std::is_same_v<T, BFloat16>) return load(p, Slice<float>{0, 0, 1})[0];
+  else return *p;
 }
 
 template <class A>

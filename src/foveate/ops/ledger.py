@@ -1,0 +1,170 @@
+"""The gradient of a map that is read several times, kept as terms until it can be written once.
+
+A gate reads its map for statistics and then multiplies it. Left to autograd, each reading would
+answer with a gradient of the size of the map, to be written, read and added. Here each enters what
+it has to say in small tensors, and one pass over the map settles them all.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foveate import kernels
+
+GATES = ("channel", "spatial", "rows", "columns")
+"""Kinds of gates, by what they vary along: (B, C, 1, 1), (B, G, H, W), (B, C, H, 1), (B, C, 1, W)."""
+_SUMMED = ("add", "linear", "add_rows", "add_columns")
+_ARGUMENTS = (
+    *GATES,
+    *_SUMMED,
+    *("map", "weight", "map2", "weight2"),
+    *("at", "peak"),
+    *("channel_at", "channel_peak", "channel_gate"),
+    *("rows_at", "rows_peak", "columns_at", "columns_peak"),
+)
+"""Optional arguments of the kernel ``combine``, in order."""
+
+Term = dict[str, Tensor]
+
+
+class Ledger:
+    """What all readings of one map share: the kernels, and in a backward pass the terms."""
+
+    def __init__(self, backend: Any, x: Tensor) -> None:
+        self.kernels = backend
+        self.format = torch.contiguous_format if x.is_contiguous() else torch.channels_last
+        self.wide = torch.promote_types(x.dtype, torch.float32)
+        self.begin(None)
+
+    def begin(self, x: Tensor | None, source: Tensor | None = None) -> None:
+        """Start a backward pass, whose readings may use the map and enter terms to ``source``."""
+        self.x, self.source = x, source
+        self.gates: Term = {}
+        self.total, self.groups = False, 1
+        self.terms: list[tuple[Term, int]] = []
+        self.task = torch._C._current_graph_task_id()
+
+    def open(self) -> bool:
+        """Whether the pass that now runs will settle what is entered."""
+        return self.source is not None and self.task == torch._C._current_graph_task_id()
+
+    def enter(self, groups: int = 1, **term: Tensor) -> None:
+        """Add a term: arguments of ``combine`` that belong together."""
+        self.terms.append((term, groups))
+
+    def settle(self) -> Tensor:
+        """The gradient that all terms amount to."""
+        source, x, gates, total, groups = self.source, self.x, self.gates, self.total, self.groups
+        left = self.terms
+        self.begin(None)
+        assert source is not None
+        while True:
+            terms, left, groups = _packed(gates, left, groups)
+            source = self.combine(source, gates | terms, x=x, total=total, groups=groups)
+            if not left:
+                return source
+            gates, total, groups = {}, False, left[0][1]
+
+    def combine(
+        self,
+        source: Tensor,
+        arguments: Term,
+        *,
+        x: Tensor | None = None,
+        total: bool = False,
+        groups: int = 1,
+    ) -> Tensor:
+        """``source`` times the product, or the sum, of gates, plus terms."""
+        out = torch.empty_like(source)
+        named = (arguments.get(name) for name in _ARGUMENTS)
+        linear = x if "linear" in arguments else None
+        self.kernels.combine(source, linear, total, groups, *named, out)
+        return out
+
+    def dense(self, t: Tensor) -> Tensor:
+        """A tensor of the shape of the map, laid out as the map is."""
+        return t.contiguous(memory_format=self.format)
+
+    def small(self, t: Tensor) -> Tensor:
+        """A gate or term as the kernels want it: wide, and laid out as the map is."""
+        return t.to(self.wide).contiguous(memory_format=self.format)
+
+    def room(self, x: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """An empty tensor for a statistic of ``x``."""
+        return torch.empty(
+            shape, dtype=dtype or self.wide, device=x.device, memory_format=self.format
+        )
+
+
+def _packed(
+    gates: Term, terms: list[tuple[Term, int]], groups: int
+) -> tuple[Term, list[tuple[Term, int]], int]:
+    """What one call can do of the terms, what is left, and the groups of that call."""
+    now: Term = {}
+    left = []
+    for term, own in terms:
+        name = next(iter(term))
+        if name == "map" and "map" not in now and "spatial" not in gates:
+            groups = own
+        if name in _SUMMED:
+            now[name] = now[name] + term[name] if name in now else term[name]
+        elif name == "map" and "map" in now and "map2" not in now and own == groups:
+            now |= {"map2": term["map"], "weight2": term["weight"]}
+        elif name in now or (name == "map" and own != groups):
+            left.append((term, own))
+        else:
+            now |= term
+    return now, left, groups
+
+
+class _Settle(torch.autograd.Function):
+    """The map itself; in the backward pass, after all readings, the gradient they amount to."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, ledger: Ledger) -> Tensor:
+        ctx.set_materialize_grads(False)
+        ctx.ledger = ledger
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, None]:
+        if not ctx.ledger.open():
+            return grad, None
+        settled = ctx.ledger.settle()
+        return settled if grad is None else settled + grad, None
+
+
+def fuse(x: Tensor) -> Tensor:
+    """Let kernels serve what a gate does with a map, where they can and where it pays.
+
+    The statistics in this package and :func:`foveate.ops.scale` recognise the returned map. They
+    save nothing of its size but the map itself, and write its gradient once. Everything else may
+    be done with it as well.
+
+    Args:
+        x: The map, ``(B, C, H, W)``.
+
+    Returns:
+        ``x`` itself, or an equal map that kernels serve.
+
+    Raises:
+        ValueError: If the path asked for cannot be taken.
+    """
+    backend = kernels.pick(x)
+    if backend is None:
+        return x
+    if not (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)):
+        x = x.contiguous()
+    ledger = Ledger(backend, x)
+    tracked = torch.is_grad_enabled() and x.requires_grad
+    served: Tensor = _Settle.apply(x, ledger) if tracked else x.detach()
+    served._foveate_ledger = ledger  # type: ignore[attr-defined]
+    return served
+
+
+def ledger_of(x: Tensor) -> Ledger | None:
+    """The ledger of a map that kernels serve; None for any other."""
+    if torch.compiler.is_compiling():
+        return None
+    return getattr(x, "_foveate_ledger", None)
