@@ -1,0 +1,1 @@
+"""The parts of ``benchmarks/kernels.py``: rivals, clock, memory, hosts, targets, page, chart."""

@@ -1,0 +1,168 @@
+"""The page of the documentation, written from the measurements alone."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from foveate.describe.tables import table
+from foveate.figures.style import svg
+from gatebench import chart, rivals, targets
+from gatebench.gates import MODES
+from gatebench.rivals import EAGER, NAMES
+from gatebench.targets import TIMM
+
+FIGURE = "images/kernels.svg"
+
+INTRODUCTION = """# Gates, measured
+
+Written by `make bench` from `benchmarks/results/kernels.json`; nothing here is typed by hand.
+
+On {device}, {threads} threads, torch {torch}, timm {timm}, torchvision {torchvision}, commit
+`{commit}`, load before the start {load_before:.2f}. One process; all rivals take turns in each of
+{rounds} rounds, another one first each time. Numbers are medians; the file has the quartiles.
+
+- *Inference* is evaluation mode without gradients; *training* is training mode, one forward pass
+  and the gradients of the map and of all parameters.
+- A *copy*, the unit of time, is `y.copy_(x)` of the same map.
+- A mechanism has the options of timm's counterpart where timm has one.
+- Speeds in bold are losses.
+"""
+MEMORY = """Saved for the backward pass, the input included, parameters not; in brackets the most
+that is allocated at a time beyond the input and the gradient of the output. In multiples of the
+input."""
+HOSTS = """torchvision's ResNet-50 with random weights at 224 px, a gate behind the last
+normalisation of each of the 16 residual branches: foveate's by
+`insert(where="residual", init="paper")`, timm's by a forward hook in the same places of the same
+host."""
+
+
+def write(found: dict[str, dict[str, Any]], docs: Path) -> None:
+    """The page and its figure under ``docs``.
+
+    Args:
+        found: Results by kind of device: those of ``"cpu"``, and of ``"cuda"`` where they exist.
+        docs: Folder of the documentation.
+    """
+    result = found["cpu"]
+    first = result["gates"][0]
+    (docs / FIGURE).write_text(svg(chart.copies(result, first["shape"], first["format"])))
+    (docs / "kernels_measured.md").write_text("\n\n".join(sections(found)) + "\n")
+
+
+def sections(found: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """The parts of the page."""
+    result = found["cpu"]
+    first = result["gates"][0]
+    place = f"{_spaced(first['shape'])}, {_words(first['format'])}"
+    yield _introduction(result)
+    yield "## Targets\n\n" + _judged(result)
+    yield f"## Time in copies, {place}\n\n![Time of each gate in copies of its map]({FIGURE})"
+    yield from _times(result, first["shape"])
+    yield "## Times as fast as the faster of timm and compiled timm\n\n" + _against(result, TIMM)
+    yield "## Times as fast as foveate without kernels\n\n" + _against(result, [EAGER])
+    yield f"## Memory of a training step, {place}\n\n" + _memory(result)
+    yield "## A ResNet-50\n\n" + _hosts(result)
+    yield "## Not measured\n\n" + _missing(result)
+    if "cuda" in found:
+        card = found["cuda"]
+        name, torch = card["environment"]["device"], card["environment"]["torch"]
+        yield f"## On a graphics card\n\nOn {name}, bfloat16, channels last, torch {torch}."
+        yield _judged(card)
+        yield from _times(card, card["gates"][0]["shape"])
+        yield _hosts(card)
+
+
+def _introduction(result: dict[str, Any]) -> str:
+    rounds = sorted({entry["rounds"] for entry in result["gates"]})
+    spans = f"{rounds[0]} to {rounds[-1]}" if len(rounds) > 1 else str(rounds[0])
+    known = {"timm": "not installed", "torchvision": "not installed", **result["environment"]}
+    return INTRODUCTION.format(**known, rounds=spans).strip()
+
+
+def _judged(result: dict[str, Any]) -> str:
+    verdicts = targets.judge(targets.targets_of(result), result)
+    rows = [(v.target.what, v.demand, v.measured, v.text, v.where) for v in verdicts]
+    return table(("what", "target", "measured", "verdict", "worst at"), rows)
+
+
+def _times(result: dict[str, Any], shape: str) -> Iterator[str]:
+    """For each mode a table of copies; a cell has all formats."""
+    formats = list(dict.fromkeys(entry["format"] for entry in result["gates"]))
+    for mode in MODES:
+        cells: dict[str, dict[str, list[str]]] = {}
+        for entry, _ in targets.entries(result, None, mode, [shape]):
+            for name, (_, middle, _) in entry["copies"].items():
+                row = cells.setdefault(entry["mechanism"], {})
+                row.setdefault(name, []).append(f"{middle:.3g}")
+        names = [name for name in NAMES if any(name in row for row in cells.values())]
+        rows = [
+            (f"`{key}`", *(" / ".join(row.get(name, [])) for name in names))
+            for key, row in cells.items()
+        ]
+        formats_said = " / ".join(map(_words, formats))
+        yield f"{mode.capitalize()}, {formats_said}:\n\n" + table(("", *names), rows)
+
+
+def _against(result: dict[str, Any], names: Sequence[str]) -> str:
+    """A table for each mode and format: gates down, shapes across, losses bold."""
+    shapes = list(dict.fromkeys(entry["shape"] for entry in result["gates"]))
+    formats = list(dict.fromkeys(entry["format"] for entry in result["gates"]))
+    parts = []
+    for mode in MODES:
+        for layout in formats:
+            rows = dict[str, list[str]]()
+            for entry, _ in targets.entries(result, None, mode, shapes):
+                ratio = targets.speed(entry, names)
+                if entry["format"] == layout and ratio is not None:
+                    rows.setdefault(f"`{entry['mechanism']}`", []).append(_speed(ratio))
+            if rows:
+                heads = ("", *map(_spaced, shapes))
+                parts.append(f"{mode.capitalize()}, {_words(layout)}:")
+                parts.append(table(heads, [(key, *cells) for key, cells in rows.items()]))
+    return "\n\n".join(parts)
+
+
+def _speed(ratio: float) -> str:
+    return f"**{ratio:.2f}**" if round(ratio, 2) < 1 else f"{ratio:.2f}"
+
+
+def _memory(result: dict[str, Any]) -> str:
+    names = [name for name in NAMES if any(name in entry["rivals"] for entry in result["memory"])]
+    rows = []
+    for entry in result["memory"]:
+        cells = (entry["rivals"].get(name) for name in names)
+        shown = (f"{c['saved']:.3g} ({c['peak']:.3g})" if c else "" for c in cells)
+        rows.append((f"`{entry['mechanism']}`", *shown))
+    return f"{MEMORY}\n\n" + table(("", *names), rows)
+
+
+def _hosts(result: dict[str, Any]) -> str:
+    rows = []
+    for case in result["hosts"]:
+        for name, (low, middle, high) in case.get("added_percent", {}).items():
+            took = case["milliseconds"][name][1]
+            place = f"{case['mode']}, {_words(case['format'])}, batch {case['input'][0]}"
+            rows.append((place, name, f"{took:.0f}", f"{middle:+.1f} ({low:+.1f} to {high:+.1f})"))
+    return f"{HOSTS}\n\n" + table(("", "host", "ms", "added, % (quartiles)"), rows)
+
+
+def _missing(result: dict[str, Any]) -> str:
+    compiled = ", ".join(f"`{key}`" for key in rivals.COMPILED)
+    lines = {
+        f"- {name}, `{entry['mechanism']}`: `{why.splitlines()[0]}`"
+        for entry in result["gates"]
+        for name, why in entry["missing"].items()
+    }
+    lines |= {
+        f"- {name}: `{why}`" for case in result["hosts"] for name, why in case["missing"].items()
+    }
+    lines.add(f"- Compiled rivals take part for {compiled}, on the shapes of the targets.")
+    return "\n".join(sorted(lines))
+
+
+def _spaced(shape: str) -> str:
+    return shape.replace("x", " × ")
+
+
+def _words(layout: str) -> str:
+    return layout.replace("_", " ")

@@ -1,0 +1,114 @@
+"""Who is measured against whom: modules for one mechanism on one shape."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from foveate import create, kernels
+from foveate.registry import get_mechanism
+from gatebench.textbook import FORMS
+
+KEYS = (
+    *("se", "ese", "eca", "cbam", "spatial", "bam", "coord", "gc", "simam", "triplet"),
+    *("gct", "srm", "sge", "scse", "ema", "strip", "ge"),
+)
+TIMM = ("se", "ese", "eca", "cbam", "coord", "gc", "ge")
+COMPILED = ("cbam", "coord", "gc", "se", "eca")
+"""Those with a target against timm; each compilation takes seconds."""
+FOVEATE = "foveate"
+EAGER = "foveate eager"
+FOVEATE_COMPILED = "foveate compiled"
+TIMM_EAGER = "timm eager"
+TIMM_COMPILED = "timm compiled"
+TORCHVISION = "torchvision"
+TEXTBOOK = "textbook"
+COPY = "copy"
+NAMES = (FOVEATE, EAGER, FOVEATE_COMPILED, TIMM_EAGER, TIMM_COMPILED, TORCHVISION, TEXTBOOK)
+
+Layer = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Rival:
+    """One way to compute a mechanism."""
+
+    name: str
+    module: nn.Module
+    call: Layer
+    """The module, or its compiled form."""
+    path: str = "auto"
+    """Which kernels of foveate it may take."""
+
+
+def options(key: str, shape: Sequence[int]) -> dict[str, object]:
+    """Keyword arguments of foveate's mechanism: those of timm's counterpart where it has one."""
+    cls = get_mechanism(key)
+    chosen = dict(cls.timm.get(key, {})) if key in TIMM else {}
+    if cls.sized:
+        chosen["size"] = tuple(shape[2:])
+    if key == "sge":
+        chosen["num_groups"] = math.gcd(64, shape[1])
+    return chosen
+
+
+def eager_rivals(key: str, shape: Sequence[int]) -> tuple[list[Rival], dict[str, str]]:
+    """All rivals but the compiled ones, and why others could not be built, by name."""
+    C = shape[1]
+    own = create(key, C, **options(key, shape))
+    found, missing = [Rival(FOVEATE, own, own), Rival(EAGER, own, own, "eager")], {}
+    outside = {TIMM_EAGER: lambda: _timm(key, C)} if key in TIMM else {}
+    if key == "se":
+        outside[TORCHVISION] = lambda: _torchvision(C)
+    for name, build in outside.items():
+        try:
+            module = build()
+        except (ImportError, TypeError) as error:
+            missing[name] = f"{type(error).__name__}: {error}"
+        else:
+            found.append(Rival(name, module, module))
+    if key in FORMS:
+        module = FORMS[key](C)
+        found.append(Rival(TEXTBOOK, module, module))
+    return found, missing
+
+
+def compiled_rivals(rivals: Sequence[Rival]) -> list[Rival]:
+    """The modules of foveate and timm again, compiled for one shape."""
+    torch.compiler.reset()
+    names = {FOVEATE: FOVEATE_COMPILED, TIMM_EAGER: TIMM_COMPILED}
+    return [
+        Rival(names[rival.name], rival.module, torch.compile(rival.module, dynamic=False))
+        for rival in rivals
+        if rival.name in names
+    ]
+
+
+def step(rival: Rival, x: Tensor, *, training: bool) -> Callable[[], object]:
+    """One forward pass without gradients, or one with the gradients of all that it depends on."""
+    rival.module.train(training)
+    if not training:
+        return torch.no_grad()(lambda: rival.call(x))
+    x = x.detach().requires_grad_()
+    wanted = [x, *rival.module.parameters()]
+    grad = torch.randn_like(x)
+    return lambda: torch.autograd.grad(rival.call(x), wanted, grad)
+
+
+def on_path(rival: Rival) -> object:
+    """A context in which the rival takes its own path through foveate."""
+    return kernels.using(rival.path)
+
+
+def _timm(key: str, channels: int) -> nn.Module:
+    from timm.layers import create_attn
+
+    return create_attn(key, channels)
+
+
+def _torchvision(channels: int) -> nn.Module:
+    from torchvision.ops import SqueezeExcitation
+
+    return SqueezeExcitation(channels, max(1, channels // 16))

@@ -1,0 +1,174 @@
+"""What the kernels were built to reach, and whether a measurement reaches it."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gatebench.rivals import EAGER, FOVEATE, TIMM_COMPILED, TIMM_EAGER
+
+LARGE = ("8x256x56x56", "8x512x28x28", "8x1024x14x14", "8x2048x7x7", "64x64x32x32")
+ON_CARD = "64x256x56x56"
+MAP_PASSES = 8
+"""Readings and writings of a whole map that CBAM's training step cannot do without.
+
+The normalisation of its position gate joins all samples, so nothing computed before it can stay in
+a cache: forward reads the map for the gates, and again to weigh it, and writes; backward reads
+map and gradient before the normalisation, both again after it, and writes.
+"""
+TIMM = (TIMM_EAGER, TIMM_COMPILED)
+Record = dict[str, Any]
+Values = Iterator[tuple[float, str]]
+"""Measured values, each with where it was measured."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A bound that each of some values must keep."""
+
+    what: str
+    bound: float
+    unit: str
+    values: Callable[[Record], Values]
+    least: bool = True
+    """Whether the bound is the least that is allowed, or the most."""
+
+    def met(self, value: float) -> bool:
+        """Whether a value keeps the bound."""
+        return value >= self.bound if self.least else value <= self.bound
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A target and the value that comes closest to missing it, or misses it most."""
+
+    target: Target
+    value: float | None
+    where: str
+    misses: int
+    of: int
+
+    @property
+    def text(self) -> str:
+        if not self.of:
+            return "not measured"
+        return f"not met, {self.misses} of {self.of} miss" if self.misses else "met"
+
+    @property
+    def demand(self) -> str:
+        relation = "at least" if self.target.least else "at most"
+        return f"{relation} {self.target.bound:g}{self.target.unit}"
+
+    @property
+    def measured(self) -> str:
+        return "" if self.value is None else f"{self.value:.3g}{self.target.unit}"
+
+
+def judge(targets: Sequence[Target], result: Record) -> list[Verdict]:
+    """Each target with its worst value."""
+    verdicts = []
+    for target in targets:
+        values = sorted(target.values(result), reverse=not target.least)
+        misses = sum(not target.met(value) for value, _ in values)
+        worst = values[0] if values else (None, "")
+        verdicts.append(Verdict(target, *worst, misses, len(values)))
+    return verdicts
+
+
+def entries(
+    result: Record, keys: Sequence[str] | None, mode: str | None, shapes: Sequence[str] | None
+) -> Iterator[tuple[Record, str]]:
+    """Measurements of these mechanisms, mode and shapes (None for all), with their names."""
+    for entry in result["gates"]:
+        wanted = ((keys, "mechanism"), (mode and [mode], "mode"), (shapes, "shape"))
+        if all(choice is None or entry[field] in choice for choice, field in wanted):
+            names = (entry[field] for field in ("mechanism", "mode", "shape", "format"))
+            yield entry, " ".join(names)
+
+
+def median(entry: Record, rival: str) -> float:
+    """Milliseconds of a rival."""
+    return entry["milliseconds"][rival][1]
+
+
+def _over(
+    keys: str, mode: str, shapes: Sequence[str] = LARGE, rivals: Sequence[str] = TIMM
+) -> Callable[[Record], Values]:
+    def values(result: Record) -> Values:
+        for entry, where in entries(result, keys.split(), mode, shapes):
+            ratio = speed(entry, rivals)
+            if ratio is not None:
+                yield ratio, where
+
+    return values
+
+
+def speed(entry: Record, rivals: Sequence[str]) -> float | None:
+    """How many times as long as foveate the fastest of some rivals takes; None without any."""
+    own = [entry["slower"][rival][1] for rival in rivals if rival in entry["slower"]]
+    return min(own, default=None)
+
+
+def _over_eager(result: Record) -> Values:
+    for entry, where in entries(result, None, None, None):
+        yield entry["slower"][EAGER][1], where
+
+
+def _copies(result: Record) -> Values:
+    for entry, where in entries(result, ["cbam"], "training", LARGE[:1]):
+        yield entry["copies"][FOVEATE][1], where
+
+
+def _saved(result: Record) -> Values:
+    for entry in result["memory"]:
+        if FOVEATE in entry["rivals"]:
+            found = entry["rivals"][FOVEATE]
+            yield max(found["saved"], 1 + found["held"]), entry["mechanism"]
+
+
+def _added(gate: str, mode: str) -> Callable[[Record], Values]:
+    def values(result: Record) -> Values:
+        for entry in result["hosts"]:
+            if entry.get("mode") == mode and f"foveate {gate}" in entry["added_percent"]:
+                yield entry["added_percent"][f"foveate {gate}"][1], entry["format"]
+
+    return values
+
+
+def _over_bytes(result: Record) -> Values:
+    for entry, where in entries(result, ["cbam"], "training", [ON_CARD]):
+        yield entry["copies"][FOVEATE][1] / (MAP_PASSES / 2), where
+
+
+_HOST = "ResNet-50, {}: `{}` over the bare host"
+ON_PROCESSOR_TARGETS = (
+    Target("`cbam` training, 8x256x56x56", 8, "x", _over("cbam", "training", LARGE[:1])),
+    Target("`cbam` training, four more shapes", 4, "x", _over("cbam", "training", LARGE[1:])),
+    Target("`cbam` inference, five shapes", 2.5, "x", _over("cbam", "inference")),
+    Target("`coord` and `gc` training, five shapes", 4, "x", _over("coord gc", "training")),
+    Target("`se` and `eca` training, five shapes", 2, "x", _over("se eca", "training")),
+    Target("`se` and `eca` inference, five shapes", 1.2, "x", _over("se eca", "inference")),
+    Target("every gate and shape, against foveate eager", 0.95, "x", _over_eager),
+    Target("`cbam` training, 8x256x56x56", 12, " copies", _copies, least=False),
+    Target("saved for the backward pass", 1.1, " x input", _saved, least=False),
+    *(
+        Target(_HOST.format(mode, gate), bound, " %", _added(gate, mode), least=False)
+        for mode, gate, bound in (
+            ("training", "cbam", 10),
+            ("training", "se", 4),
+            ("inference", "cbam", 6),
+            ("inference", "se", 3),
+        )
+    ),
+)
+ON_CARD_TARGETS = (
+    Target(
+        f"`cbam` training, {ON_CARD}", 3, "x", _over("cbam", "training", [ON_CARD], [TIMM_EAGER])
+    ),
+    Target(f"`cbam` training, {ON_CARD}", 1.6, " x time of its bytes", _over_bytes, least=False),
+    Target(_HOST.format("training", "cbam"), 12, " %", _added("cbam", "training"), least=False),
+)
+
+
+def targets_of(result: Record) -> Sequence[Target]:
+    """The targets for the kind of device that a result is of."""
+    return ON_CARD_TARGETS if result["environment"]["kind"] == "cuda" else ON_PROCESSOR_TARGETS
