@@ -15,6 +15,15 @@ demo: $(VENV)/.demo ## Compare attention on handwritten digits and write a repor
 test: $(VENV)/.test ## Run the whole test suite
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
+test-gpu: ## Run the tests that need a graphics card, with PYTHON and the packages it has
+	PYTHONPATH=src $(PYTHON) -m pytest -m gpu $$(grep -rl --include='*.py' 'mark\.gpu' tests)
+
+bench: $(VENV)/.test ## Measure the gates against every rival and write the page (25 minutes)
+	$(BIN)/python benchmarks/kernels.py $(ARGS)
+
+bench-gpu: ## The same on a graphics card, with PYTHON and the packages it has
+	PYTHONPATH=src $(PYTHON) benchmarks/kernels.py --device cuda $(ARGS)
+
 lint: $(VENV)/.lint ## Check format, lint, strict types and import floors
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
@@ -51,4 +60,4 @@ $(VENV)/.docs: $(BIN)/uv pyproject.toml constraints.txt
 clean: ## Remove everything that the targets above made
 	rm -rf $(VENV) $(OUT) site dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 
-.PHONY: help demo test lint format docs clean
+.PHONY: help demo test test-gpu bench bench-gpu lint format docs clean

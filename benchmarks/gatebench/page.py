@@ -18,8 +18,9 @@ INTRODUCTION = """# Gates, measured
 Written by `make bench` from `benchmarks/results/kernels.json`; nothing here is typed by hand.
 
 On {device}, {threads} threads, torch {torch}, timm {timm}, torchvision {torchvision}, commit
-`{commit}`, load before the start {load_before:.2f}. One process; all rivals take turns in each of
-{rounds} rounds, another one first each time. Numbers are medians; the file has the quartiles.
+`{commit}`, load before the start {load_before:.2f}. foveate's path: {kernels}. One process; all
+rivals take turns in each of {rounds} rounds, another one first each time. Numbers are medians; the
+file has the quartiles.
 
 - *Inference* is evaluation mode without gradients; *training* is training mode, one forward pass
   and the gradients of the map and of all parameters.

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from foveate.kernels import explain
+
 PACKAGES = ("foveate", "torch", "torchvision", "timm", "triton", "numpy")
 ROOT = Path(__file__).parents[2]
 
@@ -23,6 +25,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "system": platform.platform(),
         "kind": device.type,
         "device": _device_name(device),
+        "kernels": ": ".join(explain(device)),
         "threads": torch.get_num_threads(),
         "load_before": os.getloadavg()[0],
         "commit": _git("rev-parse", "HEAD") + ("+" if _git("status", "--porcelain", "src") else ""),

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -39,8 +40,8 @@ class Rival:
     module: nn.Module
     call: Layer
     """The module, or its compiled form."""
-    path: str = "auto"
-    """Which kernels of foveate it may take."""
+    path: str | None = None
+    """Which kernels of foveate it takes; None to leave it to the environment."""
 
 
 def options(key: str, shape: Sequence[int]) -> dict[str, object]:
@@ -97,9 +98,9 @@ def step(rival: Rival, x: Tensor, *, training: bool) -> Callable[[], object]:
     return lambda: torch.autograd.grad(rival.call(x), wanted, grad)
 
 
-def on_path(rival: Rival) -> object:
+def on_path(rival: Rival) -> AbstractContextManager[None]:
     """A context in which the rival takes its own path through foveate."""
-    return kernels.using(rival.path)
+    return nullcontext() if rival.path is None else kernels.using(rival.path)
 
 
 def _timm(key: str, channels: int) -> nn.Module:

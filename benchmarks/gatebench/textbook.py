@@ -209,7 +209,7 @@ class SRM(nn.Module):
         B, C = x.shape[:2]
         flat = x.reshape(B, C, -1)
         mean = flat.mean(dim=2, keepdim=True)
-        deviation = (flat.var(dim=2, unbiased=False, keepdim=True) + 1e-5).sqrt()
+        deviation = (flat.var(dim=2, keepdim=True) + 1e-5).sqrt()
         z = (torch.cat((mean, deviation), dim=2) * self.cfc).sum(dim=2)[:, :, None, None]
         return x * torch.sigmoid(self.bn(z)).expand_as(x)
 

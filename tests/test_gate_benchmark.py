@@ -1,0 +1,207 @@
+"""The benchmark of the gates: its rivals do the same work, and its verdicts follow the numbers."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import gatebench.hosts
+import kernels
+from gatebench import gates, memory, page, rivals, targets
+from gatebench.clock import Contender, ratios, take_turns
+from gatebench.record import write
+
+SHAPE = (2, 64, 7, 5)
+CPU = torch.device("cpu")
+
+
+def filled(module: nn.Module) -> nn.Module:
+    """With parameters from the same random sequence, whatever their shapes."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in module.parameters():
+        values = torch.randn(parameter.numel(), generator=generator).view(parameter.shape)
+        parameter.detach().copy_(values)
+    return module.double()
+
+
+@pytest.mark.parametrize("key", rivals.FORMS)
+def test_the_textbook_form_computes_the_mechanism(key: str) -> None:
+    found, _ = rivals.eager_rivals(key, SHAPE)
+    modules = {rival.name: filled(rival.module) for rival in found}
+    x = torch.randn(SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    for training in (False, True):  # in this order: the momenta of the averages differ
+        expected = modules[rivals.FOVEATE].train(training)(x)
+        output = modules[rivals.TEXTBOOK].train(training)(x)
+        torch.testing.assert_close(output, expected)
+
+
+@pytest.mark.parametrize("key", rivals.KEYS)
+def test_rivals_have_as_many_parameters(key: str) -> None:
+    """But for the biases that timm's cbam and coord leave out."""
+    shape = (2, 256, 7, 5)
+    found, missing = rivals.eager_rivals(key, shape)
+    counts = {r.name: sum(p.numel() for p in r.module.parameters()) for r in found}
+    own = counts.pop(rivals.FOVEATE)
+    if key in ("cbam", "coord"):
+        assert 0 < counts.pop(rivals.TIMM_EAGER) < own
+    assert set(counts.values()) == {own}
+    assert set(missing) <= ({rivals.TIMM_EAGER} if key == "ge" else set())
+
+
+def test_contenders_take_turns() -> None:
+    calls: list[str] = []
+    contenders = [
+        Contender(name, lambda name=name: calls.append(name), lambda: torch.no_grad())
+        for name in "abc"
+    ]
+    times = take_turns(contenders, CPU, quick=True)
+    order = [name for place, name in enumerate(calls) if place == 0 or calls[place - 1] != name]
+    assert {len(values) for values in times.values()} == {7}
+    assert "".join(order[3:12]) == "abcbcacab"
+
+
+def test_ratios_are_taken_round_by_round() -> None:
+    times = {"fast": [1.0, 10.0, 100.0], "slow": [2.0, 20.0, 200.0]}
+    assert ratios(times, "slow", "fast") == [2.0, 2.0, 2.0]
+
+
+def test_memory_counts_what_is_saved_held_and_allocated() -> None:
+    class Cube(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.exp().exp()
+
+    found = memory.footprint(rivals.Rival("cube", Cube(), Cube()), torch.zeros(4, 4, 64, 64))
+    assert found["saved"] == pytest.approx(2)  # both outputs
+    assert found["held"] == pytest.approx(1)  # the first of them
+    assert found["peak"] == pytest.approx(4)  # both, and a gradient of each
+
+
+def times(ratio: float) -> list[float]:
+    return [0.9 * ratio, ratio, 1.1 * ratio]
+
+
+def result(eager: float = 2.0, timm: float = 9.0, compiled: float = 9.0) -> dict:
+    """An invented measurement in which every gate has the same figures."""
+    slower = {
+        rivals.EAGER: eager,
+        rivals.TIMM_EAGER: timm,
+        rivals.TIMM_COMPILED: compiled,
+        rivals.TEXTBOOK: 5.0,
+    }
+    copies = {rivals.FOVEATE: 10.0, **{name: 10 * ratio for name, ratio in slower.items()}}
+    entries = [
+        {
+            **{"mechanism": key, "mode": mode, "shape": shape, "format": "contiguous"},
+            "milliseconds": {name: times(value) for name, value in copies.items()},
+            "copies": {name: times(value) for name, value in copies.items()},
+            "slower": {name: times(value) for name, value in slower.items()},
+            "rounds": 7,
+            "missing": {"timm eager": "TypeError: no"} if key == "ge" else {},
+        }
+        for shape in gates.ALL
+        for key in rivals.KEYS
+        for mode in gates.MODES
+    ]
+    held = {rivals.FOVEATE: {"saved": 1.05, "held": 0.05, "peak": 2.0}}
+    hosts = [
+        {
+            **{"mode": case.mode, "format": case.layout, "input": [8, 3, 224, 224], "rounds": 7},
+            "milliseconds": {name: times(100) for name in ("bare", "foveate cbam", "foveate se")},
+            "added_percent": {"foveate cbam": times(5), "foveate se": times(2)},
+            "missing": {"timm se": "ImportError: no"},
+        }
+        for case in gatebench.hosts.ON_PROCESSOR
+    ]
+    return {
+        "environment": {
+            **{"kind": "cpu", "device": "a processor", "threads": 2, "torch": "2", "commit": "c"},
+            **{"load_before": 0.0, "kernels": "cpu: there"},
+        },
+        "gates": entries,
+        "memory": [{"mechanism": "se", "rivals": held}],
+        "hosts": hosts,
+    }
+
+
+def verdicts(found: dict) -> dict[str, targets.Verdict]:
+    return {v.demand: v for v in targets.judge(targets.ON_PROCESSOR_TARGETS, found)}
+
+
+def test_verdicts_follow_the_numbers() -> None:
+    assert {v.text for v in verdicts(result()).values()} == {"met"}
+    compiled = verdicts(result(compiled=3.0))  # the faster of two rivals counts
+    assert compiled["at least 8x"].text == "not met, 1 of 1 miss"
+    assert compiled["at least 2.5x"].text == "met"
+    assert verdicts(result(eager=0.9))["at least 0.95x"].text == "not met, 272 of 272 miss"
+    empty = {**result(), "gates": [], "memory": [], "hosts": []}
+    assert {v.text for v in verdicts(empty).values()} == {"not measured"}
+
+
+def test_a_verdict_names_the_worst() -> None:
+    found = result()
+    found["gates"][5]["slower"][rivals.EAGER] = times(0.5)
+    found["memory"].append(
+        {"mechanism": "cbam", "rivals": {rivals.FOVEATE: {"saved": 1.0, "held": 0.7}}}
+    )
+    shown = verdicts(found)
+    entry = found["gates"][5]
+    assert shown["at least 0.95x"].where.startswith(f"{entry['mechanism']} {entry['mode']}")
+    assert shown["at least 0.95x"].value == 0.5
+    assert (shown["at most 1.1 x input"].where, shown["at most 1.1 x input"].value) == ("cbam", 1.7)
+
+
+def test_the_page_shows_losses_and_gaps(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    page.write({"cpu": result(eager=0.9)}, tmp_path)
+    text = (tmp_path / "kernels_measured.md").read_text()
+    assert "| `se` | **0.90** |" in text
+    assert "- timm eager, `ge`: `TypeError: no`" in text
+    assert "- timm se: `ImportError: no`" in text
+    assert "nan" not in text
+    figure = (tmp_path / page.FIGURE).read_text()
+    assert all(f">{key}<" in figure for key in rivals.KEYS)
+
+
+def test_a_partial_measurement_is_written_where_asked(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(gates, "QUICK", gates.Scope(("2x8x5x3",), ("contiguous",), (), quick=True))
+    monkeypatch.setattr(kernels, "FILES", {"cpu": tmp_path / "all.json", "cuda": tmp_path / "c"})
+    kernels.main(["--quick", "--only", "eca", "--out", str(tmp_path / "some.json")])
+    assert [path.name for path in tmp_path.iterdir()] == ["some.json"]
+    assert "at least 0.95x" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--only", "se,nope"], "no gate with kernels is called 'nope'"),
+        (["--device", "cuda"], "--device cuda needs a graphics card"),
+    ],
+)
+def test_mistakes_are_one_line(arguments: list[str], message: str, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as error:
+        kernels.main(arguments)
+    assert error.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_nothing_to_render_is_said(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(kernels, "FILES", {"cpu": tmp_path / "none.json"})
+    with pytest.raises(SystemExit, match="nothing to render"):
+        kernels.main(["--render"])
+
+
+@pytest.mark.parametrize("mode", gates.MODES)
+def test_hosts_run_with_the_gates_of_both(mode: str) -> None:
+    case = gatebench.hosts.Case(mode, "channels_last", batch=2, side=32)
+    found = gatebench.hosts.measure(case, CPU)
+    names = {f"{side} {gate}" for side in ("foveate", "timm") for gate in gatebench.hosts.GATES}
+    assert set(found["added_percent"]) == names
+
+
+def test_results_are_read_back(tmp_path: Path) -> None:
+    found = result()
+    write(found, tmp_path / "new" / "found.json")
+    assert json.loads((tmp_path / "new" / "found.json").read_text()) == found
