@@ -9,11 +9,15 @@ from torch import nn
 
 import gatebench.hosts
 import kernels
+from foveate import create
+from foveate.cost import count_parameters
 from gatebench import gates, memory, page, rivals, targets
 from gatebench.clock import Contender, ratios, take_turns
 from gatebench.record import write
 
 SHAPE = (2, 64, 7, 5)
+STAGES = ((256, 3), (512, 4), (1024, 6), (2048, 3))
+"""Channels and blocks of the stages of a ResNet-50."""
 CPU = torch.device("cpu")
 
 
@@ -164,11 +168,15 @@ def test_the_page_shows_losses_and_gaps(tmp_path: Path) -> None:
     assert all(f">{key}<" in figure for key in rivals.KEYS)
 
 
-def test_a_partial_measurement_is_written_where_asked(tmp_path: Path, capsys, monkeypatch) -> None:
+@pytest.mark.parametrize("out", [None, "some.json"])
+def test_a_partial_measurement_is_written_only_where_asked(
+    tmp_path: Path, capsys, monkeypatch, out: str | None
+) -> None:
     monkeypatch.setattr(gates, "QUICK", gates.Scope(("2x8x5x3",), ("contiguous",), (), quick=True))
     monkeypatch.setattr(kernels, "FILES", {"cpu": tmp_path / "all.json", "cuda": tmp_path / "c"})
-    kernels.main(["--quick", "--only", "eca", "--out", str(tmp_path / "some.json")])
-    assert [path.name for path in tmp_path.iterdir()] == ["some.json"]
+    asked = [] if out is None else ["--out", str(tmp_path / out)]
+    kernels.main(["--quick", "--only", "eca", *asked])
+    assert [path.name for path in tmp_path.iterdir()] == ([] if out is None else [out])
     assert "at least 0.95x" in capsys.readouterr().out
 
 
@@ -199,6 +207,18 @@ def test_hosts_run_with_the_gates_of_both(mode: str) -> None:
     found = gatebench.hosts.measure(case, CPU)
     names = {f"{side} {gate}" for side in ("foveate", "timm") for gate in gatebench.hosts.GATES}
     assert set(found["added_percent"]) == names
+
+
+def test_hosts_differ_by_16_gates() -> None:
+    found, missing = gatebench.hosts.hosts()
+    assert not missing
+    added = {name: count_parameters(model) for name, model in found.items()}
+    bare = added.pop("bare")
+    one = sum(count_parameters(create("se", width)) * n for width, n in STAGES)
+    assert added["foveate se"] - bare == added["timm se"] - bare == one
+    assert added["foveate cbam"] > added["timm cbam"] > bare  # timm leaves the biases out
+    weights = [model.state_dict()["layer4.2.conv3.weight"] for model in found.values()]
+    assert all(torch.equal(weights[0], other) for other in weights)
 
 
 def test_results_are_read_back(tmp_path: Path) -> None:

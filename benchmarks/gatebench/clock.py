@@ -33,7 +33,7 @@ def take_turns(
     repeats, longest = {}, 0.0
     for contender in contenders:
         _sample(contender, 1, device)  # compiles, fills caches
-        seconds = min(_sample(contender, 1, device) for _ in range(2)) / 1e3
+        seconds = _sample(contender, 1, device) / 1e3
         repeats[contender.name] = max(1, round(SAMPLE / seconds))
         longest = max(longest, seconds * repeats[contender.name])
     fewest, most = ROUNDS

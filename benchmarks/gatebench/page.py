@@ -8,7 +8,7 @@ from foveate.describe.tables import table
 from foveate.figures.style import svg
 from gatebench import chart, rivals, targets
 from gatebench.gates import MODES
-from gatebench.rivals import EAGER, NAMES
+from gatebench.rivals import EAGER, NAMES, TIMM_EAGER
 from gatebench.targets import TIMM
 
 FIGURE = "images/kernels.svg"
@@ -60,6 +60,7 @@ def sections(found: dict[str, dict[str, Any]]) -> Iterator[str]:
     yield f"## Time in copies, {place}\n\n![Time of each gate in copies of its map]({FIGURE})"
     yield from _times(result, first["shape"])
     yield "## Times as fast as the faster of timm and compiled timm\n\n" + _against(result, TIMM)
+    yield "## Times as fast as timm without compilation\n\n" + _against(result, [TIMM_EAGER])
     yield "## Times as fast as foveate without kernels\n\n" + _against(result, [EAGER])
     yield f"## Memory of a training step, {place}\n\n" + _memory(result)
     yield "## A ResNet-50\n\n" + _hosts(result)
