@@ -107,7 +107,13 @@ def pick(x: Tensor, *, least: int | None = None) -> Any | None:
     if (type(x) is not Tensor and type(x) is not Parameter) or x.dim() != 4:
         return None
     asked, device = requested(), x.device
-    if asked == "eager" or x.dtype not in DTYPES or not x.numel() or _watched():
+    if (
+        asked == "eager"
+        or device.type == "meta"
+        or x.dtype not in DTYPES
+        or not x.numel()
+        or _watched()
+    ):
         return None
     if asked == "auto" and x.numel() < (LEAST[device.type == "cuda"] if least is None else least):
         return None

@@ -50,6 +50,8 @@ class Attention(nn.Module):
     timm: ClassVar[dict[str, dict[str, Any]]] = {}
     """Names of timm's ``create_attn``, with the keyword arguments of the counterpart here."""
     results: ClassVar[tuple[Published, ...]] = ()
+    fused: bool = False
+    """Whether kernels serve it, as it is set up: its gates are smaller than the map."""
 
     def __init__(self, channels: int, *, init: str = "paper") -> None:
         super().__init__()
@@ -81,8 +83,6 @@ class Gate(Attention):
     factors and zero at first: :math:`1 + a (g - 1)`. At :math:`a = 1` it is the paper's form.
     """
 
-    fused: bool = True
-    """Whether kernels can serve it, as it is set up."""
     published_identity: ClassVar[bool] = False
     """Whether the paper's initialisation is the identity, so that no strength is needed."""
 
@@ -94,19 +94,26 @@ class Gate(Attention):
         self.register_parameter("strength", strength)
 
     def gate(self, x: Tensor) -> dict[str, Tensor]:
-        """The factors as the paper defines them, by name, each broadcastable to ``x``."""
+        """The factors as the paper defines them, by name.
+
+        Each broadcasts to ``x``, or is ``(B, G, H, W)``: one for each group of channels.
+        """
         raise NotImplementedError
 
     def temper(self, gate: Tensor) -> Tensor:
         """A factor as it acts: itself, or drawn towards 1 in the identity form."""
         return gate if self.strength is None else (gate - 1) * self.strength + 1
 
-    def maps(self, x: Tensor) -> dict[str, Tensor]:
+    def factors(self, x: Tensor) -> dict[str, Tensor]:
+        """The factors as they act."""
         return {name: self.temper(gate) for name, gate in self.gate(x).items()}
+
+    def maps(self, x: Tensor) -> dict[str, Tensor]:
+        return self.factors(x)
 
     def forward(self, x: Tensor) -> Tensor:
         x = ops.fuse(x) if self.fused else x
-        return ops.scale(x, *self.maps(x).values())
+        return ops.scale(x, *self.factors(x).values())
 
 
 class Mixer(Attention):

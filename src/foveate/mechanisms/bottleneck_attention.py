@@ -4,8 +4,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from foveate import ops
 from foveate.errors import check_choice, check_positive
-from foveate.mechanisms.base import Gate, Published, bottleneck
+from foveate.mechanisms.base import Gate, Published, bottleneck, pointwise
 from foveate.mechanisms.norm import GateNorm
 from foveate.registry import register_mechanism
 
@@ -31,9 +32,9 @@ class ChannelBranch(nn.Module):
         _zero_biases(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        z = x.mean((2, 3), keepdim=True)  # (B, C, 1, 1)
-        z = self.bn(self.fc1(z)).relu()  # (B, C/r, 1, 1)
-        return self.fc2(z)  # (B, C, 1, 1)
+        (z,) = ops.spatial_pool(x, "mean")  # (B, C, 1, 1)
+        z = self.bn(pointwise(self.fc1, z)).relu()  # (B, C/r, 1, 1)
+        return pointwise(self.fc2, z)  # (B, C, 1, 1)
 
 
 class SpatialBranch(nn.Module):
@@ -108,6 +109,7 @@ class BottleneckAttention(Gate):
     """
 
     place = "stage"
+    fused = True
     variants: ClassVar[dict[str, dict[str, Any]]] = {"product": {"combine": "mul"}}
     results: ClassVar[tuple[Published, ...]] = (
         Published(
@@ -141,5 +143,9 @@ class BottleneckAttention(Gate):
 
     def gate(self, x: Tensor) -> dict[str, Tensor]:
         channel, spatial = self.channel_branch(x), self.spatial_branch(x)
-        logits = channel + spatial if self.combine == "add" else channel * spatial  # (B, C, H, W)
-        return {"attention": 1 + logits.sigmoid()}
+        return {"attention": ops.pair_factor(x, channel, spatial, self.combine)}  # (B, C, H, W)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = ops.fuse(x)
+        channel, spatial = self.channel_branch(x), self.spatial_branch(x)
+        return ops.scale_by_pair(x, channel, spatial, self.combine, self.strength)

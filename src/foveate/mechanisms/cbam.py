@@ -15,6 +15,18 @@ from foveate.registry import register_mechanism
 ORDERS = ("channel_first", "spatial_first", "parallel_sum", "parallel_product")
 
 
+def _avg(x: Tensor) -> tuple[Tensor, ...]:
+    return ops.spatial_pool(x, "mean")
+
+
+def _max(x: Tensor) -> tuple[Tensor, ...]:
+    return ops.spatial_pool(x, "max")
+
+
+def _lp(x: Tensor) -> tuple[Tensor, ...]:
+    return (ops.spatial_pool(x, "length")[0].to(x.dtype),)
+
+
 def _both(x: Tensor) -> tuple[Tensor, ...]:
     return ops.spatial_pool(x, "mean", "max")
 
@@ -29,11 +41,11 @@ def _blend(x: Tensor) -> tuple[Tensor, ...]:
 
 
 POOLINGS: dict[str, Callable[[Tensor], tuple[Tensor, ...]]] = {
-    "avg": lambda x: ops.spatial_pool(x, "mean"),
-    "max": lambda x: ops.spatial_pool(x, "max"),
+    "avg": _avg,
+    "max": _max,
     "both": _both,
     "lse": _lse,
-    "lp": lambda x: ops.spatial_pool(x, "length"),
+    "lp": _lp,
     "blend": _blend,
 }
 
@@ -94,7 +106,11 @@ class SpatialGate(nn.Module):
         nn.init.constant_(bn.weight, norm_weight)
 
     def forward(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
-        z = torch.cat(ops.channel_pool(x, gate), dim=1)  # (B, 2, H, W)
+        return self.weigh(*ops.channel_pool(x, gate))
+
+    def weigh(self, largest: Tensor, mean: Tensor) -> Tensor:
+        """The gate from the two statistics, ``(B, 1, H, W)`` each."""
+        z = torch.cat([largest, mean], dim=1)  # (B, 2, H, W)
         if self.blend:
             z = z.mean(1, keepdim=True)  # (B, 1, H, W)
         z = self.bn(ops.stencil(z, self.conv.weight))  # (B, 1, H, W)
@@ -135,6 +151,8 @@ class SpatialAttention(Gate):
         >>> SpatialAttention(64)
         SpatialAttention(64, kernel_size=7, norm=True)
     """
+
+    fused = True
 
     def __init__(
         self, channels: int, *, kernel_size: int = 7, norm: bool = True, init: str = "paper"
@@ -226,7 +244,8 @@ class CBAM(Gate):
         super().__init__(channels, init=init)
         self.reduction, self.kernel_size, self.pooling = reduction, kernel_size, pooling
         self.order, self.norm = check_choice("order", order, ORDERS), norm
-        self.fused = order != "parallel_sum"  # whose gate is as large as the map
+        # The others weigh a map before they read it, or by a gate of its size.
+        self.fused = order in ("channel_first", "parallel_product")
         self.channel_gate = ChannelGate(channels, reduction=reduction, pooling=pooling)
         self.spatial_gate = SpatialGate(
             kernel_size=kernel_size,
@@ -251,7 +270,7 @@ class CBAM(Gate):
     def forward(self, x: Tensor) -> Tensor:
         if self.order != "parallel_sum":
             return super().forward(x)
-        gates = self.maps(x)
+        gates = self.factors(x)
         weight = self.weight_logits.softmax(0)[1].to(gates["spatial"].dtype)
         # lerp, unlike a weighted sum, is exact where both gates are 1.
         return ops.scale(x, torch.lerp(gates["channel"], gates["spatial"], weight))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from foveate import ops
 from foveate.errors import check_choice
-from foveate.mechanisms.base import Gate, blend, bottleneck
+from foveate.mechanisms.base import Gate, blend, bottleneck, pointwise
 from foveate.registry import register_mechanism
 
 MERGES = ("max", "add", "mul", "concat")
@@ -26,8 +26,8 @@ class ChannelExcitation(nn.Module):
         self.fc2 = nn.Conv2d(hidden, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        z = x.mean((2, 3), keepdim=True)  # (B, C, 1, 1)
-        return self.fc2(self.fc1(z).relu()).sigmoid()
+        (z,) = ops.spatial_pool(x, "mean")  # (B, C, 1, 1)
+        return pointwise(self.fc2, pointwise(self.fc1, z).relu()).sigmoid()
 
 
 class SpatialExcitation(nn.Module):
@@ -38,7 +38,7 @@ class SpatialExcitation(nn.Module):
         self.conv = nn.Conv2d(channels, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x).sigmoid()
+        return ops.channel_dot(x, self.conv.weight, self.conv.bias).sigmoid()  # (B, 1, H, W)
 
 
 @register_mechanism("cse")
@@ -68,6 +68,8 @@ class ChannelSqueezeExcitation(Gate):
         >>> ChannelSqueezeExcitation(64)
         ChannelSqueezeExcitation(64, reduction=2)
     """
+
+    fused = True
 
     def __init__(self, channels: int, *, reduction: int = 2, init: str = "paper") -> None:
         super().__init__(channels, init=init)
@@ -104,6 +106,8 @@ class SpatialSqueezeExcitation(Gate):
         >>> SpatialSqueezeExcitation(64)
         SpatialSqueezeExcitation(64)
     """
+
+    fused = True
 
     def __init__(self, channels: int, *, init: str = "paper") -> None:
         super().__init__(channels, init=init)
@@ -162,6 +166,7 @@ class ConcurrentSqueezeExcitation(Gate):
         self.reduction, self.merge = reduction, check_choice("merge", merge, MERGES)
         self.channel_excitation = ChannelExcitation(channels, reduction)
         self.spatial_excitation = SpatialExcitation(channels)
+        self.fused = merge == "max"
         if merge == "concat":
             self.conv = nn.Conv2d(2 * channels, channels, 1)
 
@@ -169,13 +174,15 @@ class ConcurrentSqueezeExcitation(Gate):
         return {"channel": self.channel_excitation(x), "spatial": self.spatial_excitation(x)}
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.merge == "max":
+            x = ops.fuse(x)
+            channel, spatial = self.gate(x).values()
+            return ops.scale_by_pair(x, channel, spatial, "choice", self.strength)
         gates = self.gate(x)
         channel, spatial = (ops.scale(x, gate) for gate in gates.values())
         return blend(x, self._merged(channel, spatial), self.strength)
 
     def _merged(self, channel: Tensor, spatial: Tensor) -> Tensor:
-        if self.merge == "max":
-            return torch.maximum(channel, spatial)
         if self.merge == "add":
             return channel + spatial
         if self.merge == "mul":

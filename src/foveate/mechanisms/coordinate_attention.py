@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from foveate import ops
 from foveate.errors import check_choice
 from foveate.mechanisms.base import Gate, Published, bottleneck
 from foveate.registry import register_mechanism
@@ -69,6 +70,7 @@ class CoordinateAttention(Gate):
         super().__init__(channels, init=init)
         self.reduction, self.norm = reduction, norm
         self.merge = check_choice("merge", merge, MERGES)
+        self.fused = merge == "product"  # a sum gives a gate as large as the map
         hidden = max(8, bottleneck(channels, reduction))
         self.conv1 = nn.Conv2d(channels, hidden, 1)
         self.bn1 = nn.BatchNorm2d(hidden) if norm else nn.Identity()
@@ -77,9 +79,8 @@ class CoordinateAttention(Gate):
 
     def gate(self, x: Tensor) -> dict[str, Tensor]:
         H, W = x.shape[2:]
-        rows = x.mean(3, keepdim=True)  # (B, C, H, 1)
-        columns = x.mean(2, keepdim=True).mT  # (B, C, W, 1)
-        z = torch.cat([rows, columns], dim=2)  # (B, C, H + W, 1)
+        rows, columns = ops.strip_pool(x)  # (B, C, H, 1), (B, C, 1, W)
+        z = torch.cat([rows, columns.mT], dim=2)  # (B, C, H + W, 1)
         z = F.hardswish(self.bn1(self.conv1(z)))  # (B, hidden, H + W, 1)
         rows, columns = z.split([H, W], dim=2)
         height, width = self.conv_h(rows), self.conv_w(columns.mT)  # (B, C, H, 1), (B, C, 1, W)

@@ -5,7 +5,8 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foveate.mechanisms.base import Gate
+from foveate import ops
+from foveate.mechanisms.base import Gate, pointwise
 from foveate.registry import register_mechanism
 
 
@@ -37,6 +38,7 @@ class EffectiveSqueezeExcitation(Gate):
         EffectiveSqueezeExcitation(64)
     """
 
+    fused = True
     timm: ClassVar[dict[str, dict[str, Any]]] = {"ese": {}}
 
     def __init__(self, channels: int, *, init: str = "paper") -> None:
@@ -44,5 +46,5 @@ class EffectiveSqueezeExcitation(Gate):
         self.fc = nn.Conv2d(channels, channels, 1)
 
     def gate(self, x: Tensor) -> dict[str, Tensor]:
-        z = x.mean((2, 3), keepdim=True)  # (B, C, 1, 1)
-        return {"channel": F.hardsigmoid(self.fc(z))}  # (B, C, 1, 1)
+        (z,) = ops.spatial_pool(x, "mean")  # (B, C, 1, 1)
+        return {"channel": F.hardsigmoid(pointwise(self.fc, z))}  # (B, C, 1, 1)

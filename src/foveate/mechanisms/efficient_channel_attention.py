@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from foveate import ops
 from foveate.errors import InvalidValueError
 from foveate.mechanisms.base import Gate, Published, bottleneck, check_odd
 from foveate.registry import register_mechanism
@@ -52,6 +53,7 @@ class EfficientChannelAttention(Gate):
         EfficientChannelAttention(256, kernel_size=5, gamma=2, b=1, circular=False, reduction=None)
     """
 
+    fused = True
     variants: ClassVar[dict[str, dict[str, Any]]] = {
         **{f"k{size}": {"kernel_size": size} for size in (3, 5, 7)},
         "circular": {"circular": True},
@@ -108,7 +110,8 @@ class EfficientChannelAttention(Gate):
         self.conv = nn.Sequential(*first, conv) if first else conv
 
     def gate(self, x: Tensor) -> dict[str, Tensor]:
-        z = x.mean((2, 3)).unsqueeze(1)  # (B, 1, C)
+        (z,) = ops.spatial_pool(x, "mean")  # (B, C, 1, 1)
+        z = z.flatten(1).unsqueeze(1)  # (B, 1, C)
         z = self.conv(z).sigmoid()  # (B, 1, C)
         return {"channel": z.transpose(1, 2).unsqueeze(3)}  # (B, C, 1, 1)
 

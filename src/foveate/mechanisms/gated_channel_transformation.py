@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from foveate import ops
 from foveate.errors import check_choice
 from foveate.mechanisms.base import Gate, Published
 from foveate.registry import register_mechanism
@@ -51,6 +52,7 @@ class GatedChannelTransformation(Gate):
         True
     """
 
+    fused = True
     place = "conv"
     published_identity = True
     variants: ClassVar[dict[str, dict[str, Any]]] = {"l1": {"norm": "l1"}}
@@ -74,16 +76,11 @@ class GatedChannelTransformation(Gate):
         return {"channel": 1 + torch.tanh(self.gamma * embedded + self.beta)}
 
     def _l2(self, x: Tensor) -> Tensor:
-        length = _spatial_norm(x, order=2)
+        (length,) = ops.spatial_pool(x, "length")  # (B, C, 1, 1)
         e = self.alpha * torch.hypot(length, torch.full_like(length, EPS**0.5))
         return e * (e.square().mean(1, keepdim=True) + EPS).rsqrt()
 
     def _l1(self, x: Tensor) -> Tensor:
-        e = self.alpha * _spatial_norm(x, order=1)
+        wide = torch.promote_types(x.dtype, torch.float32)  # the sum grows with the map
+        e = self.alpha * x.abs().sum((2, 3), keepdim=True, dtype=wide)
         return e / (e.abs().mean(1, keepdim=True) + EPS)
-
-
-def _spatial_norm(x: Tensor, order: int) -> Tensor:
-    """Norm of each channel, ``(B, C, 1, 1)``, in at least float32: it grows with the map."""
-    wide = torch.promote_types(x.dtype, torch.float32)
-    return torch.linalg.vector_norm(x, order, dim=(2, 3), keepdim=True, dtype=wide)

@@ -6,8 +6,9 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from foveate import ops
 from foveate.errors import InvalidValueError, check_choice, check_positive
-from foveate.mechanisms.base import Gate, bottleneck
+from foveate.mechanisms.base import Gate, bottleneck, pointwise
 from foveate.mechanisms.norm import GateNorm
 from foveate.registry import register_mechanism
 
@@ -107,6 +108,7 @@ class GatherExcite(Gate):
         hidden = bottleneck(channels, reduction)
         self.gather, self.excite = check_choice("gather", gather, GATHERS), excite
         self.extent, self.reduction, self.size = extent, reduction, size
+        self.fused = not extent  # else the gate is as large as the map
         if gather == "conv":
             layers = _strided(channels, extent) if extent else [MapConv(channels, (height, width))]
             self.convs = nn.Sequential(*layers, GateNorm(channels))
@@ -126,16 +128,21 @@ class GatherExcite(Gate):
         z = self._gathered(x)  # (B, C, H', W')
         if self.excite:
             z = z.relu() if self.gather == "conv" else z
-            z = self.fc2(self.fc1(z).relu())
+            z = self._excited(z)
         if self.extent:
             z = F.interpolate(z, x.shape[2:], mode="nearest")  # (B, C, H, W)
         return {"context": z.sigmoid()}
+
+    def _excited(self, z: Tensor) -> Tensor:
+        if self.extent:
+            return self.fc2(self.fc1(z).relu())
+        return pointwise(self.fc2, pointwise(self.fc1, z).relu())  # (B, C, 1, 1)
 
     def _gathered(self, x: Tensor) -> Tensor:
         if self.gather == "conv":
             return self.convs(x)
         if not self.extent:
-            return x.mean((2, 3), keepdim=True)  # (B, C, 1, 1)
+            return ops.spatial_pool(x, "mean")[0]  # (B, C, 1, 1)
         e = self.extent
         return F.avg_pool2d(x, 2 * e - 1, stride=e, padding=e - 1, count_include_pad=False)
 

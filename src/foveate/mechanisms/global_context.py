@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from foveate import ops
 from foveate.errors import check_choice
-from foveate.mechanisms.base import Mixer, Published, blend, bottleneck
+from foveate.mechanisms.base import Mixer, Published, bottleneck, pointwise
 from foveate.registry import register_mechanism
 
 POOLINGS = ("attention", "average")
@@ -53,6 +53,7 @@ class GlobalContext(Mixer):
         True
     """
 
+    fused = True
     identity_scale = None
     variants: ClassVar[dict[str, dict[str, Any]]] = {
         "r4": {"reduction": 4},
@@ -101,26 +102,27 @@ class GlobalContext(Mixer):
 
     def attend(self, x: Tensor) -> Tensor:
         """The weight of each position in the mean."""
-        return self.conv_mask(x).flatten(2).softmax(2).unflatten(2, x.shape[2:])  # (B, 1, H, W)
+        logits = ops.channel_dot(x, self.conv_mask.weight, self.conv_mask.bias)  # (B, 1, H, W)
+        return logits.flatten(2).softmax(2).unflatten(2, x.shape[2:])  # (B, 1, H, W)
 
     def mix(self, x: Tensor) -> Tensor:
         if self.pooling == "attention":
-            context = (x.flatten(2) @ self.attend(x).flatten(2).mT).unsqueeze(3)  # (B, C, 1, 1)
+            context = ops.spatial_dot(x, self.attend(x))  # (B, C, 1, 1)
         else:
-            context = x.mean((2, 3), keepdim=True)  # (B, C, 1, 1)
-        hidden = self.norm(self.fc1(context)).relu()  # (B, C/r, 1, 1)
-        return self.fc2(hidden)  # (B, C, 1, 1)
+            (context,) = ops.spatial_pool(x, "mean")  # (B, C, 1, 1)
+        hidden = self.norm(pointwise(self.fc1, context)).relu()  # (B, C/r, 1, 1)
+        return pointwise(self.fc2, hidden)  # (B, C, 1, 1)
 
     def maps(self, x: Tensor) -> dict[str, Tensor]:
         attention = {"attention": self.attend(x)} if self.pooling == "attention" else {}
-        one = torch.ones_like(x[:, :, :1, :1])
-        channel = self.mix(x) if self.fusion == "add" else blend(one, self._gate(x), self.scale)
-        return {**attention, "channel": channel}
+        return {**attention, "channel": self.mix(x) if self.fusion == "add" else self._gate(x)}
 
     def _gate(self, x: Tensor) -> Tensor:
-        return self.mix(x).sigmoid()  # (B, C, 1, 1)
+        gate = self.mix(x).sigmoid()  # (B, C, 1, 1)
+        return gate if self.scale is None else (gate - 1) * self.scale + 1
 
     def forward(self, x: Tensor) -> Tensor:
+        x = ops.fuse(x)
         if self.fusion == "add":
-            return super().forward(x)
-        return blend(x, ops.scale(x, self._gate(x)), self.scale)
+            return ops.shift(x, self.added(x))
+        return ops.scale(x, self._gate(x))

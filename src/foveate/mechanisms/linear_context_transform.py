@@ -42,6 +42,8 @@ class LinearContextTransform(Gate):
         LinearContextTransform(256, num_groups=16)
     """
 
+    fused = True
+
     def __init__(self, channels: int, *, num_groups: int = 16, init: str = "paper") -> None:
         super().__init__(channels, init=init)
         check_divides(num_groups=num_groups, channels=channels)

@@ -2,7 +2,6 @@
 
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from foveate import ops
@@ -46,6 +45,7 @@ class SimAM(Gate):
     """
 
     place = "conv3x3"
+    fused = True
     variants: ClassVar[dict[str, dict[str, Any]]] = {"imagenet": {"regularization": 0.1}}
     results: ClassVar[tuple[Published, ...]] = tuple(
         Published(model, "ImageNet top-1 accuracy %", value, "", "SimAM README")
@@ -64,7 +64,7 @@ class SimAM(Gate):
         self.regularization = regularization
 
     def gate(self, x: Tensor) -> dict[str, Tensor]:
-        scale = (ops.spatial_variance(x) + self.regularization).rsqrt() / 2  # (B, C, 1, 1)
-        # Scaled first: the bare square of a deviation can be too large for float16.
-        deviation = (x - x.mean((2, 3), keepdim=True)) * scale  # (B, C, H, W)
-        return {"element": torch.sigmoid(deviation.square() + 0.5)}
+        return {"element": ops.energy(x, self.regularization)}  # (B, C, H, W)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.energy_gate(x, self.regularization, self.strength)

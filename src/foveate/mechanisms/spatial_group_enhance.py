@@ -5,6 +5,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from foveate import ops
 from foveate.mechanisms.base import Gate, Published, check_divides
 from foveate.registry import register_mechanism
 
@@ -57,14 +58,18 @@ class SpatialGroupEnhance(Gate):
         super().__init__(channels, init=init)
         check_divides(num_groups=num_groups, channels=channels)
         self.num_groups = num_groups
+        self.fused = num_groups < channels  # else the gate is as large as the map
         self.weight = nn.Parameter(torch.zeros(1, num_groups, 1, 1))
         self.bias = nn.Parameter(torch.ones(1, num_groups, 1, 1))
 
+    def maps(self, x: Tensor) -> dict[str, Tensor]:
+        gate = self.factors(x)["position"]  # (B, G, H, W)
+        return {"position": gate.repeat_interleave(x.shape[1] // self.num_groups, dim=1)}
+
     def gate(self, x: Tensor) -> dict[str, Tensor]:
-        groups = x.unflatten(1, (self.num_groups, -1))  # (B, G, C/G, H, W)
-        t = (groups * groups.mean((3, 4), keepdim=True)).sum(2)  # (B, G, H, W)
-        gate = (_standardised(t) * self.weight + self.bias).sigmoid()  # (B, G, H, W)
-        return {"position": gate.repeat_interleave(groups.shape[2], dim=1)}  # (B, C, H, W)
+        (mean,) = ops.spatial_pool(x, "mean")  # (B, C, 1, 1)
+        t = ops.channel_dot(x, mean, groups=self.num_groups)  # (B, G, H, W)
+        return {"position": (_standardised(t) * self.weight + self.bias).sigmoid()}
 
 
 def _standardised(t: Tensor) -> Tensor:

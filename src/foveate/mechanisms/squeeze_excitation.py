@@ -43,6 +43,7 @@ class SqueezeExcitation(Gate):
         torch.Size([2, 64, 8, 8])
     """
 
+    fused = True
     variants: ClassVar[dict[str, dict[str, Any]]] = {"no_bias": {"bias": False}}
     timm: ClassVar[dict[str, dict[str, Any]]] = {"se": {}}
     results: ClassVar[tuple[Published, ...]] = tuple(

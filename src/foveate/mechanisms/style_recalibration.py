@@ -44,13 +44,15 @@ class StyleRecalibration(Gate):
         tensor([0.5000], grad_fn=<Unique2Backward0>)
     """
 
+    fused = True
+
     def __init__(self, channels: int, *, init: str = "paper") -> None:
         super().__init__(channels, init=init)
         self.cfc = nn.Parameter(torch.full((channels, 2), 0.5 if init == "identity" else 0.0))
         self.bn = GateNorm(channels)
 
     def gate(self, x: Tensor) -> dict[str, Tensor]:
-        deviation = (ops.spatial_variance(x) + EPS).sqrt()
-        style = torch.cat([x.mean((2, 3), keepdim=True), deviation], dim=2)  # (B, C, 2, 1)
+        mean, variance = ops.spatial_pool(x, "mean", "variance")  # (B, C, 1, 1)
+        style = torch.cat([mean, (variance + EPS).sqrt()], dim=2)  # (B, C, 2, 1)
         z = (style * self.cfc.unsqueeze(2)).sum(2, keepdim=True)  # (B, C, 1, 1)
         return {"channel": self.bn(z).sigmoid()}

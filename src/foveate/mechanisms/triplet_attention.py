@@ -46,6 +46,7 @@ class TripletAttention(Gate):
         TripletAttention(64, kernel_size=7, spatial=True)
     """
 
+    fused = True
     variants: ClassVar[dict[str, dict[str, Any]]] = {
         "k3": {"kernel_size": 3},
         "no spatial": {"spatial": False},
@@ -70,15 +71,18 @@ class TripletAttention(Gate):
             self.spatial_gate = SpatialGate(kernel_size=kernel_size, norm=True, norm_weight=start)
 
     def gate(self, x: Tensor) -> dict[str, Tensor]:
+        rows, columns, rows_max, columns_max = ops.strip_pool(x, peak=True)
         # The axis that a gate is blind to takes the place of the channels.
+        width = self.width_gate.weigh(columns_max.transpose(1, 2), columns.transpose(1, 2))
+        height = self.height_gate.weigh(rows_max.transpose(1, 3), rows.transpose(1, 3))
         gates = {
-            "channel_width": self.width_gate(x.transpose(1, 2)).transpose(1, 2),  # (B, C, 1, W)
-            "channel_height": self.height_gate(x.transpose(1, 3)).transpose(1, 3),  # (B, C, H, 1)
+            "channel_width": width.transpose(1, 2),  # (B, C, 1, W)
+            "channel_height": height.transpose(1, 3),  # (B, C, H, 1)
         }
         if self.spatial:
             gates["spatial"] = self.spatial_gate(x)  # (B, 1, H, W)
         return gates
 
     def forward(self, x: Tensor) -> Tensor:
-        first, *others = self.maps(x).values()
-        return ops.scale(x, sum(others, start=first) / (1 + len(others)))  # (B, C, H, W)
+        x = ops.fuse(x)
+        return ops.scale_by_mean(x, *self.factors(x).values())

@@ -60,8 +60,7 @@ class ChannelPool(Reading):
         gate = ledger.small(small[0]) if small else None
         ones = ledger.room(x, *x.shape[:2], 1, 1).fill_(1) if gate is None else gate
         ledger.enter(map=share, weight=ones)
-        gated = {} if gate is None else {"channel_gate": gate}
-        ledger.enter(channel_at=read[2], channel_peak=peak, **gated)
+        ledger.enter(channel_at=read[2], channel_peak=peak, channel_gate=ones)
         if not small:
             return ()
         to = ledger.room(x, *x.shape[:2], 1, 1)

@@ -5,6 +5,7 @@ answer with a gradient of the size of the map, to be written, read and added. He
 it has to say in small tensors, and one pass over the map settles them all.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from foveate import kernels
 
 GATES = ("channel", "spatial", "rows", "columns")
-"""Kinds of gates, by what they vary along: (B, C, 1, 1), (B, G, H, W), (B, C, H, 1), (B, C, 1, W)."""
+"""Kinds of gates: ``(B, C, 1, 1)``, ``(B, G, H, W)``, ``(B, C, H, 1)``, ``(B, C, 1, W)``."""
 _SUMMED = ("add", "linear", "add_rows", "add_columns")
 _ARGUMENTS = (
     *GATES,
@@ -28,6 +29,25 @@ _ARGUMENTS = (
 Term = dict[str, Tensor]
 
 
+@dataclass(frozen=True)
+class Pair:
+    """A gate that a channel's and a position's value make together, elementwise."""
+
+    kind: int
+    """0 for ``1 + a sigmoid(c + p)``; 1 for their product; 2 for whichever makes x larger."""
+    channel: Tensor
+    position: Tensor
+    strength: Tensor | None
+
+    def apply(self, ledger: "Ledger", source: Tensor, x: Tensor, terms: Term) -> Tensor:
+        """``source`` times the gate, plus those of the terms that fit in, which are taken out."""
+        out = torch.empty_like(source)
+        fitting = (terms.pop(name, None) for name in ("add", "map", "weight"))
+        values = (self.channel, self.position, self.strength)
+        ledger.kernels.pair_gate(source, x, self.kind, *values, *fitting, out)
+        return out
+
+
 class Ledger:
     """What all readings of one map share: the kernels, and in a backward pass the terms."""
 
@@ -35,6 +55,7 @@ class Ledger:
         self.kernels = backend
         self.format = torch.contiguous_format if x.is_contiguous() else torch.channels_last
         self.wide = torch.promote_types(x.dtype, torch.float32)
+        self.weighed = False
         self.begin(None)
 
     def begin(self, x: Tensor | None, source: Tensor | None = None) -> None:
@@ -42,6 +63,7 @@ class Ledger:
         self.x, self.source = x, source
         self.gates: Term = {}
         self.total, self.groups = False, 1
+        self.pair: Pair | None = None
         self.terms: list[tuple[Term, int]] = []
         self.task = torch._C._current_graph_task_id()
 
@@ -56,15 +78,21 @@ class Ledger:
     def settle(self) -> Tensor:
         """The gradient that all terms amount to."""
         source, x, gates, total, groups = self.source, self.x, self.gates, self.total, self.groups
-        left = self.terms
+        pair, left = self.pair, self.terms
         self.begin(None)
         assert source is not None
-        while True:
+        if pair is not None:
+            assert x is not None
+            terms, left, groups = _packed({}, left, 1)
+            source = pair.apply(self, source, x, terms)
+            source = self.combine(source, terms, x=x, groups=groups) if terms else source
+        else:
             terms, left, groups = _packed(gates, left, groups)
             source = self.combine(source, gates | terms, x=x, total=total, groups=groups)
-            if not left:
-                return source
-            gates, total, groups = {}, False, left[0][1]
+        while left:
+            terms, left, groups = _packed({}, left, left[0][1])
+            source = self.combine(source, terms, x=x, groups=groups)
+        return source
 
     def combine(
         self,
@@ -168,3 +196,12 @@ def ledger_of(x: Tensor) -> Ledger | None:
     if torch.compiler.is_compiling():
         return None
     return getattr(x, "_foveate_ledger", None)
+
+
+def unweighed(x: Tensor) -> Ledger | None:
+    """The ledger of a map that is weighed for the first time: it settles one pass, not two."""
+    ledger = ledger_of(x)
+    if ledger is None or ledger.weighed:
+        return None
+    ledger.weighed = True
+    return ledger

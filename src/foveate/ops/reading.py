@@ -55,6 +55,8 @@ class _Read(torch.autograd.Function):
         small, rest = saved[: ctx.count], saved[ctx.count :]
         read = rest[: len(grads)]
         x = rest[-1] if len(rest) > len(grads) else ledger.x
+        if x is None:
+            raise RuntimeError("a map was read whose gate is not part of the gradient asked for")
         if torch.is_grad_enabled() or (ctx.needs_input_grad[0] and not ledger.open()):
             gx, *gsmall = ctx.reading.gradient(x, small, read, grads)
             return gx, None, None, *gsmall

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate.ops.ledger import Ledger, Term, ledger_of
+from foveate.ops.ledger import Ledger, Term, unweighed
 
 
 def scale(x: Tensor, *gates: Tensor) -> Tensor:
@@ -20,7 +20,7 @@ def scale(x: Tensor, *gates: Tensor) -> Tensor:
     Returns:
         The gated map, in the dtype of ``x`` also where autocast made the gates narrower.
     """
-    ledger = ledger_of(x)
+    ledger = unweighed(x)
     if ledger is not None:
         return _weigh(x, ledger, gates, total=False)
     for gate in gates:
@@ -30,7 +30,7 @@ def scale(x: Tensor, *gates: Tensor) -> Tensor:
 
 def scale_by_mean(x: Tensor, *gates: Tensor) -> Tensor:
     """Multiply a feature map by the mean of gates, as :func:`scale` does by their product."""
-    ledger = ledger_of(x)
+    ledger = unweighed(x)
     if ledger is not None:
         return _weigh(x, ledger, [gate / len(gates) for gate in gates], total=True)
     first, *others = gates
@@ -39,14 +39,14 @@ def scale_by_mean(x: Tensor, *gates: Tensor) -> Tensor:
 
 def shift(x: Tensor, channel: Tensor) -> Tensor:
     """Add ``(B, C, 1, 1)`` to a feature map, in the dtype of the map."""
-    ledger = ledger_of(x)
+    ledger = unweighed(x)
     if ledger is not None:
         return _Shift.apply(x, ledger, channel)
     return x + channel.to(x.dtype)
 
 
 def _spread(gate: Tensor, x: Tensor) -> Tensor:
-    """A gate for each group as one for each channel; others as they are."""
+    """A gate for each group of channels as one for each channel; any other as it is."""
     groups = gate.shape[1]
     if groups in (1, x.shape[1]):
         return gate
@@ -55,9 +55,9 @@ def _spread(gate: Tensor, x: Tensor) -> Tensor:
 
 def _kind(gate: Tensor, x: Tensor) -> str:
     height, width = gate.shape[2:]
-    if (height, width) == (1, 1):
+    if (height, width) == (1, 1) and gate.shape[1] in (1, x.shape[1]):
         return "channel"
-    if (height, width) == x.shape[2:] and (gate.shape[1] < x.shape[1] or x.shape[1] == 1):
+    if (height, width) == x.shape[2:]:
         return "spatial"
     return "rows" if width == 1 else "columns"
 

@@ -75,9 +75,10 @@ class SpatialPool(Reading):
     def run(self, ledger: Ledger, x: Tensor, *small: Tensor) -> Tensors:
         shape = (*x.shape[:2], 1, 1)
         mean = ledger.room(x, *shape)
-        peaks = (ledger.room(x, *shape), ledger.room(x, *shape, dtype=torch.int32))
+        peaks: Tensors = ()
+        if self.peak:
+            peaks = (ledger.room(x, *shape), ledger.room(x, *shape, dtype=torch.int32))
         spread = (ledger.room(x, *shape),) if self.spread else ()
-        peaks = peaks if self.peak else ()
         ledger.kernels.spatial_pool(x, mean, *(peaks or (None, None)), *(spread or (None,)))
         return mean, *peaks, *spread
 

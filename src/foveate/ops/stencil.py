@@ -19,10 +19,13 @@ def stencil(z: Tensor, weight: Tensor) -> Tensor:
     Returns:
         One plane, ``(B, 1, H, W)``.
     """
-    backend = None
-    if z.dtype == weight.dtype and not torch.is_autocast_enabled(z.device.type):
-        backend = kernels.pick(z, least=0)
-    if z.dtype not in (torch.float32, torch.float64) or not hasattr(backend, "stencil"):
+    backend = kernels.pick(z, least=0)
+    if (
+        not hasattr(backend, "stencil")
+        or z.dtype != weight.dtype
+        or z.dtype not in (torch.float32, torch.float64)
+        or torch.is_autocast_enabled(z.device.type)
+    ):
         return _definition(z, weight)
     return _Stencil.apply(z, weight, backend)
 
@@ -47,7 +50,9 @@ class _Stencil(torch.autograd.Function):
         z, weight = ctx.saved_tensors
         if torch.is_grad_enabled():
             wanted = [t for t in (z, weight) if t.requires_grad]
-            found = iter(torch.autograd.grad(_definition(z, weight), wanted, grad, create_graph=True))
+            found = iter(
+                torch.autograd.grad(_definition(z, weight), wanted, grad, create_graph=True)
+            )
             return *(next(found) if t.requires_grad else None for t in (z, weight)), None
         grad = grad.contiguous()
         of_z, of_weight = None, None
