@@ -21,6 +21,7 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when torch is imported
 import torch
 
 from gatebench import gates, hosts, record, targets
+from gatebench.clock import FEW
 from gatebench.rivals import KEYS
 
 RESULTS = record.ROOT / "benchmarks/results"
@@ -32,7 +33,7 @@ def chosen(args: argparse.Namespace) -> gates.Scope:
     scope = gates.CARD if args.device == "cuda" else gates.FULL
     if args.quick:
         quick = gates.QUICK
-        scope = quick if args.device == "cpu" else dataclasses.replace(scope, hosts=(), quick=True)
+        scope = quick if args.device == "cpu" else dataclasses.replace(scope, hosts=(), rounds=FEW)
     return scope if args.only is None else dataclasses.replace(scope, keys=args.only, hosts=())
 
 

@@ -1,6 +1,7 @@
 """The benchmark of the gates: its rivals do the same work, and its verdicts follow the numbers."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,7 @@ import gatebench.hosts
 import kernels
 from foveate import create
 from foveate.cost import count_parameters
-from gatebench import gates, memory, page, rivals, targets
-from gatebench.clock import Contender, ratios, take_turns
+from gatebench import clock, gates, memory, page, rivals, targets
 from gatebench.record import write
 
 SHAPE = (2, 64, 7, 5)
@@ -57,18 +57,28 @@ def test_rivals_have_as_many_parameters(key: str) -> None:
 def test_contenders_take_turns() -> None:
     calls: list[str] = []
     contenders = [
-        Contender(name, lambda name=name: calls.append(name), lambda: torch.no_grad())
-        for name in "abc"
+        clock.Contender(name, lambda name=name: calls.append(name), nullcontext) for name in "abc"
     ]
-    times = take_turns(contenders, CPU, quick=True)
-    order = [name for place, name in enumerate(calls) if place == 0 or calls[place - 1] != name]
-    assert {len(values) for values in times.values()} == {7}
-    assert "".join(order[3:12]) == "abcbcacab"
+    rounds = clock.take_turns(contenders, CPU, (4, 4))
+    samples = [name for place, name in enumerate(calls) if calls[place - 1] != name or not place]
+    assert {len(values) for values in rounds.values()} == {4}
+    assert set(samples) == set("abc")
+    assert len(calls) > 10 * len(samples)  # a call this short is repeated
+
+
+def test_the_order_is_new_in_each_round(monkeypatch) -> None:
+    contenders = [clock.Contender(name, id, nullcontext) for name in "abc"]
+    order: list[str] = []
+    monkeypatch.setattr(clock, "_sample", lambda one, *_: order.append(one.name) or 1.0)
+    clock.take_turns(contenders, CPU, (4, 4))
+    rounds = ["".join(order[start : start + 3]) for start in range(6, 18, 3)]
+    assert all(sorted(names) == list("abc") for names in rounds)
+    assert len(set(rounds)) > 1
 
 
 def test_ratios_are_taken_round_by_round() -> None:
     times = {"fast": [1.0, 10.0, 100.0], "slow": [2.0, 20.0, 200.0]}
-    assert ratios(times, "slow", "fast") == [2.0, 2.0, 2.0]
+    assert clock.ratios(times, "slow", "fast") == [2.0, 2.0, 2.0]
 
 
 def test_memory_counts_what_is_saved_held_and_allocated() -> None:
@@ -172,7 +182,7 @@ def test_the_page_shows_losses_and_gaps(tmp_path: Path) -> None:
 def test_a_partial_measurement_is_written_only_where_asked(
     tmp_path: Path, capsys, monkeypatch, out: str | None
 ) -> None:
-    monkeypatch.setattr(gates, "QUICK", gates.Scope(("2x8x5x3",), ("contiguous",), (), quick=True))
+    monkeypatch.setattr(gates, "QUICK", gates.Scope(("2x8x5x3",), ("contiguous",), ()))
     monkeypatch.setattr(kernels, "FILES", {"cpu": tmp_path / "all.json", "cuda": tmp_path / "c"})
     asked = [] if out is None else ["--out", str(tmp_path / out)]
     kernels.main(["--quick", "--only", "eca", *asked])

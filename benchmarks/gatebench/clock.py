@@ -1,5 +1,6 @@
 """Rivals timed in turns, on a processor or a graphics card."""
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -8,8 +9,10 @@ from dataclasses import dataclass
 
 import torch
 
-ROUNDS = (7, 51)
+Rounds = tuple[int, int]
+ROUNDS: Rounds = (7, 51)
 """Fewest and most rounds."""
+FEW: Rounds = (5, 5)
 SECONDS = 0.6
 """Of one contender, if the fewest rounds do not take longer."""
 SAMPLE = 2e-3
@@ -27,21 +30,19 @@ class Contender:
 
 
 def take_turns(
-    contenders: Sequence[Contender], device: torch.device, *, quick: bool = False
+    contenders: Sequence[Contender], device: torch.device, rounds: Rounds = ROUNDS
 ) -> dict[str, list[float]]:
-    """Milliseconds of a call of each contender in each round, another one first in each round."""
+    """Milliseconds of a call of each contender in each round, the order new in each."""
     repeats, longest = {}, 0.0
     for contender in contenders:
         _sample(contender, 1, device)  # compiles, fills caches
         seconds = _sample(contender, 1, device) / 1e3
         repeats[contender.name] = max(1, round(SAMPLE / seconds))
         longest = max(longest, seconds * repeats[contender.name])
-    fewest, most = ROUNDS
-    rounds = fewest if quick else max(fewest, min(most, int(SECONDS / longest)))
+    fewest, most = rounds
     times: dict[str, list[float]] = {contender.name: [] for contender in contenders}
-    for number in range(rounds):
-        first = number % len(contenders)
-        for contender in (*contenders[first:], *contenders[:first]):
+    for number in range(max(fewest, min(most, int(SECONDS / longest)))):
+        for contender in random.Random(number).sample(contenders, len(contenders)):
             times[contender.name].append(_sample(contender, repeats[contender.name], device))
     return times
 

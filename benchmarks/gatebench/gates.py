@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gatebench.clock import Contender, quartiles, ratios, take_turns
+from gatebench.clock import FEW, ROUNDS, Contender, Rounds, quartiles, ratios, take_turns
 from gatebench.hosts import FORMATS, ON_CARD, ON_PROCESSOR, Case
 from gatebench.memory import footprint
 from gatebench.rivals import (
@@ -41,12 +41,12 @@ class Scope:
     """Shapes on which the compiled rivals take part."""
     keys: Sequence[str] = KEYS
     dtype: torch.dtype = torch.float32
-    quick: bool = False
+    rounds: Rounds = ROUNDS
 
 
 ALL = (*LARGE, "1x256x56x56", "32x512x28x28", "2x40x13x17")
 FULL = Scope(ALL, ("contiguous", "channels_last"), ON_PROCESSOR, compiled=LARGE)
-QUICK = Scope((LARGE[0], LARGE[2]), ("contiguous",), (), keys=COMPILED, quick=True)
+QUICK = Scope((LARGE[0], LARGE[2]), ("contiguous",), (), keys=COMPILED, rounds=FEW)
 CARD = Scope(
     (ON_CARD_SHAPE, "64x512x28x28", "64x1024x14x14", "64x2048x7x7", LARGE[0]),
     ("channels_last",),
@@ -74,7 +74,7 @@ def times(scope: Scope, device: torch.device) -> Iterator[dict[str, Any]]:
             for key in scope.keys:
                 for mode in MODES:
                     compiled = key in COMPILED and shape in scope.compiled
-                    found = _times_of(key, mode, x, compiled=compiled, quick=scope.quick)
+                    found = _times_of(key, mode, x, compiled=compiled, rounds=scope.rounds)
                     names = {"mechanism": key, "mode": mode, "shape": shape, "format": layout}
                     yield {**names, **found}
 
@@ -89,7 +89,7 @@ def memory(scope: Scope, device: torch.device) -> Iterator[dict[str, Any]]:
 
 
 def _times_of(
-    key: str, mode: str, x: Tensor, *, compiled: bool, quick: bool
+    key: str, mode: str, x: Tensor, *, compiled: bool, rounds: Rounds
 ) -> dict[str, dict[str, Any] | int]:
     rivals, missing = _rivals(key, x)
     if compiled:
@@ -99,7 +99,7 @@ def _times_of(
     for rival in rivals:
         call = step(rival, x, training=mode == "training")
         contenders.append(Contender(rival.name, call, partial(on_path, rival)))
-    found = take_turns(contenders, x.device, quick=quick)
+    found = take_turns(contenders, x.device, rounds)
     names = [rival.name for rival in rivals]
     return {
         "milliseconds": {name: quartiles(values) for name, values in found.items()},

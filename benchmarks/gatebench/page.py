@@ -19,8 +19,8 @@ Written by `make bench` from `benchmarks/results/kernels.json`; nothing here is 
 
 On {device}, {threads} threads, torch {torch}, timm {timm}, torchvision {torchvision}, commit
 `{commit}`, load before the start {load_before:.2f}. foveate's path: {kernels}. One process; all
-rivals take turns in each of {rounds} rounds, another one first each time. Numbers are medians; the
-file has the quartiles.
+rivals take turns in each of {rounds} rounds, their order new in each. Numbers are medians; the file
+has the quartiles.
 
 - *Inference* is evaluation mode without gradients; *training* is training mode, one forward pass
   and the gradients of the map and of all parameters.
