@@ -13,7 +13,12 @@ from gatebench.targets import TIMM
 
 FIGURE = "images/kernels.svg"
 
-INTRODUCTION = """# Gates, measured
+INTRODUCTION = """---
+hide:
+  - navigation
+---
+
+# Gates, measured
 
 Written by `make bench` from `benchmarks/results/kernels.json`; nothing here is typed by hand.
 
@@ -89,39 +94,44 @@ def _judged(result: dict[str, Any]) -> str:
 
 def _times(result: dict[str, Any], shape: str) -> Iterator[str]:
     """For each mode a table of copies; a cell has all formats."""
-    formats = list(dict.fromkeys(entry["format"] for entry in result["gates"]))
     for mode in MODES:
         cells: dict[str, dict[str, list[str]]] = {}
         for entry, _ in targets.entries(result, None, mode, [shape]):
             for name, (_, middle, _) in entry["copies"].items():
                 row = cells.setdefault(entry["mechanism"], {})
                 row.setdefault(name, []).append(f"{middle:.3g}")
-        names = [name for name in NAMES if any(name in row for row in cells.values())]
-        rows = [
-            (f"`{key}`", *(" / ".join(row.get(name, [])) for name in names))
-            for key, row in cells.items()
-        ]
-        formats_said = " / ".join(map(_words, formats))
-        yield f"{mode.capitalize()}, {formats_said}:\n\n" + table(("", *names), rows)
+        yield _grid(result, mode, [name for name in NAMES if _in_any(name, cells)], cells)
 
 
 def _against(result: dict[str, Any], names: Sequence[str]) -> str:
-    """A table for each mode and format: gates down, shapes across, losses bold."""
-    shapes = list(dict.fromkeys(entry["shape"] for entry in result["gates"]))
-    formats = list(dict.fromkeys(entry["format"] for entry in result["gates"]))
+    """A table for each mode, gates down and shapes across; a cell has all formats, losses bold."""
     parts = []
     for mode in MODES:
-        for layout in formats:
-            rows = dict[str, list[str]]()
-            for entry, _ in targets.entries(result, None, mode, shapes):
-                ratio = targets.speed(entry, names)
-                if entry["format"] == layout and ratio is not None:
-                    rows.setdefault(f"`{entry['mechanism']}`", []).append(_speed(ratio))
-            if rows:
-                heads = ("", *map(_spaced, shapes))
-                parts.append(f"{mode.capitalize()}, {_words(layout)}:")
-                parts.append(table(heads, [(key, *cells) for key, cells in rows.items()]))
+        cells: dict[str, dict[str, list[str]]] = {}
+        for entry, _ in targets.entries(result, None, mode, None):
+            ratio = targets.speed(entry, names)
+            if ratio is not None:
+                row = cells.setdefault(entry["mechanism"], {})
+                row.setdefault(_spaced(entry["shape"]), []).append(_speed(ratio))
+        shapes = dict.fromkeys(_spaced(entry["shape"]) for entry in result["gates"])
+        parts.append(_grid(result, mode, list(shapes), cells))
     return "\n\n".join(parts)
+
+
+def _grid(
+    result: dict[str, Any], mode: str, heads: Sequence[str], cells: dict[str, dict[str, list[str]]]
+) -> str:
+    """A table with a row for each gate, under a line that says what its cells are."""
+    formats = dict.fromkeys(_words(entry["format"]) for entry in result["gates"])
+    rows = [
+        (f"`{key}`", *(" / ".join(row.get(head, [])) for head in heads))
+        for key, row in cells.items()
+    ]
+    return f"{mode.capitalize()}, {' / '.join(formats)}:\n\n" + table(("", *heads), rows)
+
+
+def _in_any(name: str, rows: dict[str, Any]) -> bool:
+    return any(name in row for row in rows.values())
 
 
 def _speed(ratio: float) -> str:
@@ -129,12 +139,13 @@ def _speed(ratio: float) -> str:
 
 
 def _memory(result: dict[str, Any]) -> str:
-    names = [name for name in NAMES if any(name in entry["rivals"] for entry in result["memory"])]
+    found = {entry["mechanism"]: entry["rivals"] for entry in result["memory"]}
+    names = [name for name in NAMES if _in_any(name, found)]
     rows = []
-    for entry in result["memory"]:
-        cells = (entry["rivals"].get(name) for name in names)
+    for key, row in found.items():
+        cells = (row.get(name) for name in names)
         shown = (f"{c['saved']:.3g} ({c['peak']:.3g})" if c else "" for c in cells)
-        rows.append((f"`{entry['mechanism']}`", *shown))
+        rows.append((f"`{key}`", *shown))
     return f"{MEMORY}\n\n" + table(("", *names), rows)
 
 
