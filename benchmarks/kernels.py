@@ -24,6 +24,7 @@ from gatebench import gates, hosts, record, targets
 from gatebench.clock import FEW
 from gatebench.rivals import KEYS
 
+DOCS = record.ROOT / "docs"
 RESULTS = record.ROOT / "benchmarks/results"
 FILES = {"cpu": RESULTS / "kernels.json", "cuda": RESULTS / "kernels_cuda.json"}
 
@@ -78,7 +79,7 @@ def render() -> None:
     found = {kind: json.loads(path.read_text()) for kind, path in FILES.items() if path.exists()}
     if "cpu" not in found:
         raise SystemExit(f"nothing to render: there is no {FILES['cpu']}; measure first")
-    page.write(found, record.ROOT / "docs")
+    page.write(found, DOCS)
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -184,6 +184,7 @@ def test_a_partial_measurement_is_written_only_where_asked(
 ) -> None:
     monkeypatch.setattr(gates, "QUICK", gates.Scope(("2x8x5x3",), ("contiguous",), ()))
     monkeypatch.setattr(kernels, "FILES", {"cpu": tmp_path / "all.json", "cuda": tmp_path / "c"})
+    monkeypatch.setattr(kernels, "DOCS", tmp_path)
     asked = [] if out is None else ["--out", str(tmp_path / out)]
     kernels.main(["--quick", "--only", "eca", *asked])
     assert [path.name for path in tmp_path.iterdir()] == ([] if out is None else [out])
@@ -209,6 +210,18 @@ def test_nothing_to_render_is_said(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(kernels, "FILES", {"cpu": tmp_path / "none.json"})
     with pytest.raises(SystemExit, match="nothing to render"):
         kernels.main(["--render"])
+
+
+def test_measurements_are_rendered(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "images").mkdir()
+    write(result(), tmp_path / "all.json")
+    monkeypatch.setattr(kernels, "DOCS", tmp_path)
+    monkeypatch.setattr(
+        kernels, "FILES", {"cpu": tmp_path / "all.json", "cuda": tmp_path / "none.json"}
+    )
+    kernels.main(["--render"])
+    assert (tmp_path / "kernels_measured.md").exists()
+    assert (tmp_path / page.FIGURE).exists()
 
 
 @pytest.mark.parametrize("mode", gates.MODES)
