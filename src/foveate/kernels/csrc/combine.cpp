@@ -89,6 +89,66 @@ inline void add_at(T* to, Acc<T> value) {
   store(to, v, Slice<Acc<T>>{0, 0, 1});
 }
 
+// Planes this narrow and small are weighed whole, with their strips spread over them.
+constexpr Index kFew = 16, kSmall = 512;
+
+// The gates of rows and columns of one plane, put together for each position.
+template <class A>
+void spread_gates(const Terms<A>& t, const Shape& s, Index plane, A* to) {
+  for (Index h = 0; h < s.H; ++h)
+    for (Index w = 0; w < s.W; ++w)
+      to[h * s.W + w] = joined(t.total, t.rows, plane * s.H + h, t.columns, plane * s.W + w);
+}
+
+template <class A>
+void spread_adds(const Terms<A>& t, const Shape& s, Index plane, A* to) {
+  for (Index h = 0; h < s.H; ++h)
+    for (Index w = 0; w < s.W; ++w)
+      to[h * s.W + w] = pick(t.add_rows, plane * s.H + h) + pick(t.add_columns, plane * s.W + w);
+}
+
+template <class T>
+void add_strip_peaks(T* to, const Shape& s, const Terms<Acc<T>>& t, Index plane) {
+  if (!t.rows_at) return;
+  for (Index h = 0; h < s.H; ++h)
+    add_at(to + h * s.W + t.rows_at[plane * s.H + h], t.rows_peak[plane * s.H + h]);
+  for (Index w = 0; w < s.W; ++w)
+    add_at(to + t.columns_at[plane * s.W + w] * s.W + w, t.columns_peak[plane * s.W + w]);
+}
+
+template <class T, int kFactors, bool kTerms>
+void combine_small_plane(const T* source, const T* x, T* to, const Shape& s,
+                         const Terms<Acc<T>>& t, Index plane) {
+  using A = Acc<T>;
+  const Index N = s.N(), b = plane / s.C, c = plane % s.C;
+  const Index group = (b * t.groups + c / (s.C / t.groups)) * N;
+  A gates[kSmall], adds[kSmall];
+  Run<A> r{};
+  r.total = t.total;
+  r.factor = joined<A>(t.total, t.channel, plane, nullptr, 0);
+  r.factors[0] = shift(t.spatial, group);
+  if (t.rows || t.columns) spread_gates(t, s, plane, gates), r.factors[1] = gates;
+  if constexpr (kTerms) {
+    r.add = pick(t.add, plane);
+    if (t.add_rows || t.add_columns) spread_adds(t, s, plane, adds), r.adds[0] = adds;
+    r.linear = pick(t.linear, plane);
+    for (int k = 0; k < 2; ++k) {
+      r.scale[k] = pick(t.weight[k], plane);
+      r.scaled[k] = shift(t.map[k], group);
+    }
+    r.at[0] = shift(t.channel_at, b * N);
+    r.value[0] = shift(t.channel_peak, b * N);
+    r.worth = pick(t.channel_gate, plane, A(1));
+    r.here[0] = c;
+  }
+  const Index first = plane * N;
+  combine_run<T, kFactors, kTerms>(source + first, kTerms && t.linear ? x + first : nullptr,
+                                   to + first, N, r);
+  if (!kTerms) return;
+  add_strip_peaks(to + first, s, t, plane);
+  if (t.at) add_at(to + first + t.at[plane], t.peak[plane]);
+}
+
 template <class T, int kFactors, bool kTerms>
 void combine_plane(const T* source, const T* x, T* to, const Shape& s, const Terms<Acc<T>>& t,
                    Index plane) {
@@ -127,6 +187,48 @@ void combine_plane(const T* source, const T* x, T* to, const Shape& s, const Ter
   if (kTerms && t.at) add_at(to + plane * N + t.at[plane], t.peak[plane]);
 }
 
+// Groups of fewer channels than this are put side by side.
+constexpr Index kSide = 64;
+
+// One position, whose groups are narrow: gates and maps of groups are spread over their channels.
+template <class T, int kFactors, bool kTerms>
+void combine_groups(const T* source, const T* x, T* to, const Shape& s, const Terms<Acc<T>>& t,
+                    Index row) {
+  using A = Acc<T>;
+  const Index b = row / s.N(), p = row % s.N(), width = s.C / t.groups, most = kSmall / width;
+  A gates[kSmall], adds[kSmall];
+  for (Index g = 0; g < t.groups; g += most) {
+    const Index n = std::min(most, t.groups - g) * width, channel = b * s.C + g * width;
+    const Index first = row * s.C + g * width, map = row * t.groups + g;
+    Run<A> r{};
+    r.total = t.total;
+    r.factor = t.total ? 0 : 1;
+    for (Index c = 0; c < n; ++c)
+      gates[c] = joined(t.total, t.spatial, map + c / width, t.channel, channel + c);
+    r.factors[0] = gates;
+    if constexpr (kTerms) {
+      for (Index c = 0; c < n; ++c) {
+        A total = pick(t.add, channel + c);
+        for (int k = 0; k < 2; ++k)
+          total += pick(t.map[k], map + c / width) * pick(t.weight[k], channel + c);
+        adds[c] = total;
+      }
+      r.adds[0] = adds;
+      r.linears = shift(t.linear, channel);
+      r.at[0] = shift(t.at, channel);
+      r.value[0] = shift(t.peak, channel);
+      r.worth = 1;
+      r.here[0] = p;
+    }
+    combine_run<T, kFactors, kTerms>(source + first, kTerms && t.linear ? x + first : nullptr,
+                                     to + first, n, r);
+  }
+  if (kTerms && t.channel_at) {
+    const Index c = t.channel_at[row];
+    add_at(to + row * s.C + c, t.channel_peak[row] * pick(t.channel_gate, b * s.C + c, A(1)));
+  }
+}
+
 template <class T, int kFactors, bool kTerms>
 void combine_position(const T* source, const T* x, T* to, const Shape& s, const Terms<Acc<T>>& t,
                       Index row) {
@@ -135,6 +237,8 @@ void combine_position(const T* source, const T* x, T* to, const Shape& s, const 
   const Index h = p / s.W, w = p % s.W;
   Run<A> r{};
   r.total = t.total;
+  if (t.groups > 1 && width < kSide && !t.rows && !t.columns)
+    return combine_groups<T, kFactors, kTerms>(source, x, to, s, t, row);
   for (Index g = 0; g < t.groups; ++g) {
     const Index c = g * width, map = row * t.groups + g, first = row * s.C + c;
     const Index channel = b * s.C + c, line = (b * s.H + h) * s.C + c, file = (b * s.W + w) * s.C + c;
@@ -176,6 +280,10 @@ void combine_all(const T* source, const T* x, T* to, const Shape& s, const Terms
   if (s.last)
     return parallel(s.B * s.N(), s.C, [&](Index row) {
       combine_position<T, kFactors, kTerms>(source, x, to, s, t, row);
+    });
+  if (t.strips() && s.W < kFew && s.N() <= kSmall)
+    return parallel(s.B * s.C, s.N(), [&](Index plane) {
+      combine_small_plane<T, kFactors, kTerms>(source, x, to, s, t, plane);
     });
   parallel(s.B * s.C, s.N(), [&](Index plane) {
     combine_plane<T, kFactors, kTerms>(source, x, to, s, t, plane);
@@ -220,9 +328,9 @@ void combine(Tensor source, Optional x, bool total, int64_t groups, Optional cha
       kernel(in<T>(source), in<T>(x), out<T>(to), s, t);
     };
     // Gates that vary along a run; without any, the factor is one number.
-    const bool varies = s.last ? channel || rows || columns : spatial || columns;
+    const bool varies = s.last ? channel || rows || columns || groups > 1 : spatial || columns || rows;
     if (!varies) return t.any() ? run(combine_all<T, 0, true>) : run(combine_all<T, 0, false>);
-    const bool one = s.last ? !rows && !columns : !columns;
+    const bool one = s.last ? !rows && !columns && groups == 1 : !columns && !rows;
     if (one) return t.any() ? run(combine_all<T, 1, true>) : run(combine_all<T, 1, false>);
     t.any() ? run(combine_all<T, 3, true>) : run(combine_all<T, 3, false>);
   });

@@ -55,6 +55,32 @@ void pool_channels(const T* x, const Shape& s, const Acc<T>* gate, Acc<T>* peak,
   });
 }
 
+// Groups of fewer channels than this are put side by side in channels_last maps.
+constexpr Index kNarrow = 64;
+
+// Dot products over the channels of each group of one position, whose channels are adjacent.
+template <class T>
+void dot_groups(const T* x, const T* other, const Acc<T>* weight, Index width, Index groups,
+                Acc<T>* to) {
+  using A = Acc<T>;
+  A products[kTile];
+  const Index most = kTile / width;
+  for (Index first = 0; first < groups; first += most) {
+    const Index count = std::min(most, groups - first), at = first * width;
+    each_slice<A>(count * width, [&](const auto& s) {
+      Vec<A> v = load(x + at, s);
+      if (other) v *= load(other + at, s);
+      if (weight) v *= load(weight + at, s);
+      store(products, v, s);
+    });
+    for (Index g = 0; g < count; ++g) {
+      A total = 0;
+      for (Index c = 0; c < width; ++c) total += products[g * width + c];
+      to[first + g] = total;
+    }
+  }
+}
+
 // For each group of channels and each position, the dot product over the channels.
 template <class T>
 void dot_channels(const T* x, const Shape& s, Index groups, const T* other, const Acc<T>* weight,
@@ -63,6 +89,10 @@ void dot_channels(const T* x, const Shape& s, Index groups, const T* other, cons
   const Index width = s.C / groups;
   if (s.last)
     return parallel(s.B * s.N(), s.C, [&](Index row) {
+      if (width < kNarrow)
+        return dot_groups<T>(x + row * s.C, other ? other + row * s.C : nullptr,
+                             weight ? weight + row / s.N() * s.C : nullptr, width, groups,
+                             to + row * groups);
       for (Index g = 0; g < groups; ++g) {
         const Index at = row * s.C + g * width;
         const A* w = weight ? weight + row / s.N() * s.C + g * width : nullptr;
@@ -81,6 +111,23 @@ void dot_channels(const T* x, const Shape& s, Index groups, const T* other, cons
   });
 }
 
+// Dot products over the positions for n adjacent channels, which cover whole groups.
+template <class T>
+void dot_positions_of_groups(const T* x, const Shape& s, const T* other, const Acc<T>* map,
+                             Index groups, Index width, Index n, Acc<T>* to) {
+  using A = Acc<T>;
+  A weight[kTile], total[kTile] = {};
+  for (Index p = 0; p < s.N(); ++p) {
+    for (Index c = 0; c < n; ++c) weight[c] = map[p * groups + c / width];
+    each_slot<A>(n, [&](const auto& slice, Index at) {
+      Vec<A> v = load(x + p * s.C, slice) * load(weight, slice);
+      if (other) v *= load(other + p * s.C, slice);
+      narrow(total + at, widen(total + at) + v);
+    });
+  }
+  for (Index c = 0; c < n; ++c) to[c] = total[slot<A>(c, n)];
+}
+
 // For each channel, the dot product over the positions with the map of its group.
 template <class T>
 void dot_positions(const T* x, const Shape& s, Index groups, const T* other, const Acc<T>* map,
@@ -95,6 +142,15 @@ void dot_positions(const T* x, const Shape& s, Index groups, const T* other, con
                               plus ? plus + group : nullptr},
                              s.N());
     });
+  if (groups > 1 && width < kNarrow && map && !plus) {
+    const Index most = std::max<Index>(1, kNarrow / width), blocks = (groups + most - 1) / most;
+    return parallel(s.B * blocks, s.N() * kNarrow, [&](Index i) {
+      const Index b = i / blocks, g = i % blocks * most, at = b * s.N() * s.C + g * width;
+      dot_positions_of_groups(x + at, s, other ? other + at : nullptr,
+                              map + b * s.N() * groups + g, groups, width,
+                              std::min(most, groups - g) * width, to + b * s.C + g * width);
+    });
+  }
   const Index tile = tile_width(s.B * groups, width, kWidth), tiles = (width + tile - 1) / tile;
   parallel(s.B * groups * tiles, s.N() * tile, [&](Index i) {
     const Index b = i / (groups * tiles), g = i / tiles % groups, c = g * width + i % tiles * tile;

@@ -50,6 +50,39 @@ inline void finish(A* sums, A scale, Index n) {
   for (Index i = 0; i < n; ++i) sums[i] *= scale;
 }
 
+// A plane of rows shorter than a vector. The sums of its columns stay in one; rows are read with
+// what lies behind them, as long as that is still the map.
+template <class T>
+void strip_narrow_plane(const Strips<T>& f, const Shape& s, Index plane) {
+  using A = Acc<T>;
+  constexpr Index lanes = kLanes<A>;
+  const Index file = plane * s.W, end = s.B * s.C * s.N();
+  const Slice<A> row{0, 0, s.W};
+  const Vec<A> column_gate = f.column_gate ? load(f.column_gate + file, row) : splat(A(1));
+  Vec<A> columns = {}, top = splat(-std::numeric_limits<A>::infinity());
+  Vec<Lane<A>> at = {};
+  for (Index h = 0; h < s.H; ++h) {
+    const Index line = plane * s.H + h, first = line * s.W;
+    const bool whole = first + lanes <= end;
+    Vec<A> v = whole ? widen(f.x + first) : load(f.x + first, row);
+    if (f.other) v *= whole ? widen(f.other + first) : load(f.other + first, row);
+    const Vec<A> inside = masked<A>(v, row, A(0));
+    columns += f.row_gate ? inside * f.row_gate[line] : inside;
+    f.rows[line] = sum<A>(inside * column_gate) * f.row_scale;
+    if (!f.row_peaks.value) continue;
+    v = masked<A>(v, row, -std::numeric_limits<A>::infinity());
+    const auto better = displaces<A>(v, top);
+    top = better ? v : top;
+    at = better ? splat<Lane<A>>(h) : at;
+    const auto peak = across<A>(v, iota<A>());
+    f.row_peaks.value[line] = peak.value, f.row_peaks.at[line] = peak.at;
+  }
+  store(f.columns + file, columns * f.column_scale, row);
+  if (!f.row_peaks.value) return;
+  store(f.column_peaks.value + file, top, row);
+  for (Index w = 0; w < s.W; ++w) f.column_peaks.at[file + w] = at[w];
+}
+
 template <class T, bool kPeaks>
 void strip_plane(const Strips<T>& f, const Shape& s, Index plane) {
   using A = Acc<T>;
@@ -112,6 +145,8 @@ void strip_channels(const Strips<T>& f, const Shape& s, Index b, Index c, Index 
 
 template <class T, bool kPeaks>
 void strips(const Strips<T>& f, const Shape& s) {
+  if (!s.last && s.W < kLanes<Acc<T>>)
+    return parallel(s.B * s.C, s.N(), [&](Index plane) { strip_narrow_plane<T>(f, s, plane); });
   if (!s.last)
     return parallel(s.B * s.C, s.N(), [&](Index plane) { strip_plane<T, kPeaks>(f, s, plane); });
   const Index width = tile_width(s.B, s.C, 64), tiles = (s.C + width - 1) / width;
