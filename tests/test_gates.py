@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import foveate
 from cases import CASES, Case
 from foveate.mechanisms.frequency_channel_attention import CHOICES
+from foveate.ops import strip_pool
 from references.bottleneck_attention import bottleneck_attention, channel_logits, spatial_logits
 from references.frequency_channel_attention import cosines
 from references.gather_excite import gather_excite
@@ -245,10 +246,10 @@ def test_ema_reads_its_local_branch_with_weights_that_no_input_changes() -> None
     module = case_of("ema").randomised(256)
     expected = module.gn.bias.softmax(0)
     for x in (random_map(64, 8, 7, 5), 10 * random_map(64, 8, 7, 5) + 1):
-        weights = module._strips(x).mean((2, 3)).softmax(1)
+        weights = module._strips(x, *strip_pool(x)).mean((2, 3)).softmax(1)
         torch.testing.assert_close(weights, expected.expand(64, -1))
     fresh = foveate.create("ema", 256).double()
-    weights = fresh._strips(x).mean((2, 3)).softmax(1)
+    weights = fresh._strips(x, *strip_pool(x)).mean((2, 3)).softmax(1)
     torch.testing.assert_close(weights, torch.full_like(weights, 1 / 8))
 
 
@@ -260,7 +261,7 @@ def test_ema_takes_one_image_of_one_position_in_one_group() -> None:
     x = random_map(2, 8, 3, 2)
     seen = {}
     module.conv1x1.register_forward_hook(lambda _, inputs, z: seen.update(z=z.sigmoid()))
-    strips = module._strips(x)
+    strips = module._strips(x, *strip_pool(x))
     rows, columns = seen["z"].split([3, 2], dim=2)
     torch.testing.assert_close(strips, module.gn(x * rows * columns.mT))
 

@@ -5,3 +5,4 @@ from foveate.kernels.choice import explain as explain
 from foveate.kernels.choice import pick as pick
 from foveate.kernels.choice import serving as serving
 from foveate.kernels.choice import using as using
+from foveate.kernels.choice import watched as watched

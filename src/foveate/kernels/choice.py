@@ -112,7 +112,7 @@ def pick(x: Tensor, *, least: int | None = None) -> Any | None:
         or device.type == "meta"
         or x.dtype not in DTYPES
         or not x.numel()
-        or _watched()
+        or watched()
     ):
         return None
     if asked == "auto" and x.numel() < (LEAST[device.type == "cuda"] if least is None else least):
@@ -125,7 +125,8 @@ def pick(x: Tensor, *, least: int | None = None) -> Any | None:
     return found
 
 
-def _watched() -> bool:
+def watched() -> bool:
+    """Whether someone watches, transforms or compiles the operations that now run."""
     return (
         torch.compiler.is_compiling()
         or torch._C._get_tracing_state() is not None

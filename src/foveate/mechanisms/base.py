@@ -83,6 +83,8 @@ class Gate(Attention):
     factors and zero at first: :math:`1 + a (g - 1)`. At :math:`a = 1` it is the paper's form.
     """
 
+    mean_only: ClassVar[bool] = False
+    """Whether it reads nothing but means over the positions, and gates channels."""
     published_identity: ClassVar[bool] = False
     """Whether the paper's initialisation is the identity, so that no strength is needed."""
 
@@ -112,7 +114,7 @@ class Gate(Attention):
         return self.factors(x)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = ops.fuse(x) if self.fused else x
+        x = ops.fuse(x, mean_only=self.mean_only) if self.fused else x
         return ops.scale(x, *self.factors(x).values())
 
 

@@ -143,7 +143,7 @@ class BottleneckAttention(Gate):
 
     def gate(self, x: Tensor) -> dict[str, Tensor]:
         channel, spatial = self.channel_branch(x), self.spatial_branch(x)
-        return {"attention": ops.pair_factor(x, channel, spatial, self.combine)}  # (B, C, H, W)
+        return {"attention": ops.pair_factor(channel, spatial, self.combine)}  # (B, C, H, W)
 
     def forward(self, x: Tensor) -> Tensor:
         x = ops.fuse(x)

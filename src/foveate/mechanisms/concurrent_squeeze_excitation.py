@@ -70,6 +70,7 @@ class ChannelSqueezeExcitation(Gate):
     """
 
     fused = True
+    mean_only = True
 
     def __init__(self, channels: int, *, reduction: int = 2, init: str = "paper") -> None:
         super().__init__(channels, init=init)

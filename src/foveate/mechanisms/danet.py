@@ -1,5 +1,6 @@
 """Dual Attention Network for Scene Segmentation, Fu et al., CVPR 2019 (arXiv:1809.02983)."""
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foveate import ops
@@ -36,6 +37,7 @@ class DANetPosition(Mixer):
 
     place = "head"
     published_scale = 0.0
+    fused = True
 
     def __init__(self, channels: int, *, init: str = "paper") -> None:
         super().__init__(channels, init=init)
@@ -44,12 +46,13 @@ class DANetPosition(Mixer):
         self.key_conv = nn.Conv2d(channels, hidden, 1)
         self.value_conv = nn.Conv2d(channels, channels, 1)
 
-    def mix(self, x: Tensor) -> Tensor:
-        q, k, v = (
-            ops.to_tokens(project(x))
-            for project in (self.query_conv, self.key_conv, self.value_conv)
-        )
-        return ops.from_tokens(ops.position_attention(q, k, v, scale=1.0), like=x)
+    def added(self, x: Tensor) -> Tensor:
+        # The values come scaled: no map is multiplied, and none is kept for it.
+        conv = self.value_conv
+        v = F.conv2d(x, conv.weight * self.scale, conv.bias * self.scale)  # (B, C, H, W)
+        q, k, v = map(ops.to_tokens, (self.query_conv(x), self.key_conv(x), v))
+        y = ops.position_attention(q, k, v, scale=1.0)  # (B, 1, HW, C)
+        return ops.from_tokens(y, like=x).to(x.dtype)
 
 
 @register_mechanism("danet_channel")

@@ -39,6 +39,7 @@ class EffectiveSqueezeExcitation(Gate):
     """
 
     fused = True
+    mean_only = True
     timm: ClassVar[dict[str, dict[str, Any]]] = {"ese": {}}
 
     def __init__(self, channels: int, *, init: str = "paper") -> None:

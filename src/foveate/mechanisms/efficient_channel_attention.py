@@ -54,6 +54,7 @@ class EfficientChannelAttention(Gate):
     """
 
     fused = True
+    mean_only = True
     variants: ClassVar[dict[str, dict[str, Any]]] = {
         **{f"k{size}": {"kernel_size": size} for size in (3, 5, 7)},
         "circular": {"circular": True},

@@ -1,10 +1,12 @@
 """EMA: Efficient Multi-Scale Attention, Ouyang et al., ICASSP 2023 (arXiv:2305.13563)."""
 
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from foveate import ops
 from foveate.mechanisms.base import Gate, Published, check_divides
 from foveate.registry import register_mechanism
 
@@ -63,23 +65,57 @@ class EfficientMultiScaleAttention(Gate):
 
     def gate(self, x: Tensor) -> dict[str, Tensor]:
         groups = x.unflatten(1, (self.num_groups, -1)).flatten(0, 1)  # (B G, C/G, H, W)
-        strips, local = self._strips(groups), self.conv3x3(groups)  # (B G, C/G, H, W)
-        logits = _read(strips, local) + _read(local, strips)  # (B G, 1, H, W)
-        gate = logits.sigmoid().expand_as(groups)  # (B G, C/G, H, W)
-        return {"position": gate.unflatten(0, (-1, self.num_groups)).flatten(1, 2)}  # (B, C, H, W)
+        rows, columns = ops.strip_pool(groups)  # (B G, C/G, H, 1), (B G, C/G, 1, W)
+        strips = self._strips(groups, rows, columns)
+        asking = self._local_mean(groups, rows, columns).softmax(1)  # (B G, C/G, 1, 1)
+        logits = self._read_local(groups) + (asking * strips).sum(1, keepdim=True)
+        return {"position": logits.sigmoid().unflatten(0, (-1, self.num_groups)).squeeze(2)}
 
-    def _strips(self, x: Tensor) -> Tensor:
-        """The branch that gates by row and column means, normalised."""
-        rows, columns = x.mean(3, keepdim=True), x.mean(2, keepdim=True).mT  # (B G, C/G, H or W, 1)
-        strips = self.conv1x1(torch.cat([rows, columns], dim=2)).sigmoid()  # (B G, C/G, H + W, 1)
-        rows, columns = strips.split([x.shape[2], x.shape[3]], dim=2)
+    def _strips(self, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """The branch of the strips, ``(B G, C/G, H, W)``, which normalises what they weigh."""
+        z = self.conv1x1(torch.cat([rows, columns.mT], dim=2)).sigmoid()  # (B G, C/G, H + W, 1)
+        height, width = z.split([x.shape[2], x.shape[3]], dim=2)
+        gn, x = self.gn, x * height * width.mT
         # As self.gn, which refuses the single position of a 1 x 1 map.
-        return torch.group_norm(
-            x * rows * columns.mT, self.gn.num_groups, self.gn.weight, self.gn.bias, self.gn.eps
-        )
+        return torch.group_norm(x, gn.num_groups, gn.weight, gn.bias, gn.eps)
 
+    def _read_local(self, groups: Tensor) -> Tensor:
+        """What the strips read of the 3x3 convolution, ``(B G, 1, H, W)``.
 
-def _read(asking: Tensor, read: Tensor) -> Tensor:
-    """Mean of the channels of ``read``, weighted by the softmax of the means of ``asking``."""
-    weight = asking.mean((2, 3), keepdim=True).softmax(1)  # (B G, C/G, 1, 1)
-    return (weight * read).sum(1, keepdim=True)  # (B G, 1, H, W)
+        They ask with their means, which the normalisation makes its biases. So the weighted sum
+        of the channels of a convolution is one convolution, with the sum of the kernels.
+        """
+        asking = self.gn.bias.softmax(0)  # (C/G,)
+        kernel = torch.einsum("o,oihw->ihw", asking, self.conv3x3.weight).unsqueeze(0)
+        bias = torch.einsum("o,o->", asking, cast(Tensor, self.conv3x3.bias)).view(1)
+        return F.conv2d(groups, kernel, bias, padding=1)
+
+    def _local_mean(self, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """The mean over the positions of the 3x3 convolution, from those of rows and columns.
+
+        Each tap of the kernel sees the map but for an outermost row, column, or both.
+        """
+        H, W = x.shape[2:]
+        mean = rows.mean(2, keepdim=True)  # (B G, C/G, 1, 1)
+        none = torch.zeros_like(mean)
+        windows = []
+        for row in (slice(-1, None), None, slice(0, 1)):
+            for column in (slice(-1, None), None, slice(0, 1)):
+                left_out = none if row is None else rows[:, :, row] / H
+                left_out = left_out + (none if column is None else columns[..., column] / W)
+                if row is not None and column is not None:
+                    left_out = left_out - x[:, :, row, column] / (H * W)
+                windows.append(mean - left_out)
+        seen = torch.cat(windows, dim=3).unflatten(3, (3, 3)).squeeze(2)  # (B G, C/G, 3, 3)
+        local = torch.einsum("bihw,oihw->bo", seen, self.conv3x3.weight)
+        return (local + cast(Tensor, self.conv3x3.bias))[:, :, None, None]
+
+    def maps(self, x: Tensor) -> dict[str, Tensor]:
+        gate = self.factors(x)["position"]  # (B, G, H, W)
+        return {"position": gate.repeat_interleave(x.shape[1] // self.num_groups, dim=1)}
+
+    def _weighed(self, x: Tensor) -> Tensor:
+        return ops.scale(x, *self.factors(x).values())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.recomputed(self._weighed, x)

@@ -82,6 +82,7 @@ class GatherExcite(Gate):
     """
 
     sized = True
+    mean_only = True
     variants: ClassVar[dict[str, dict[str, Any]]] = {
         "theta-": {},
         "theta": {"gather": "conv"},
@@ -129,9 +130,23 @@ class GatherExcite(Gate):
         if self.excite:
             z = z.relu() if self.gather == "conv" else z
             z = self._excited(z)
-        if self.extent:
-            z = F.interpolate(z, x.shape[2:], mode="nearest")  # (B, C, H, W)
-        return {"context": z.sigmoid()}
+        return {"context": z.sigmoid()}  # (B, C, H', W')
+
+    def maps(self, x: Tensor) -> dict[str, Tensor]:
+        return {"context": self._spread(self.factors(x)["context"], x)}
+
+    def _spread(self, gate: Tensor, x: Tensor) -> Tensor:
+        if not self.extent:
+            return gate
+        return F.interpolate(gate, x.shape[2:], mode="nearest")  # (B, C, H, W)
+
+    def _weighed(self, x: Tensor, gate: Tensor) -> Tensor:
+        return ops.scale(x, self._spread(gate, x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.extent:
+            return super().forward(x)
+        return ops.recomputed(self._weighed, x, self.factors(x)["context"])
 
     def _excited(self, z: Tensor) -> Tensor:
         if self.extent:

@@ -43,6 +43,7 @@ class LinearContextTransform(Gate):
     """
 
     fused = True
+    mean_only = True
 
     def __init__(self, channels: int, *, num_groups: int = 16, init: str = "paper") -> None:
         super().__init__(channels, init=init)

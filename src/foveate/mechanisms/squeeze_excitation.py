@@ -44,6 +44,7 @@ class SqueezeExcitation(Gate):
     """
 
     fused = True
+    mean_only = True
     variants: ClassVar[dict[str, dict[str, Any]]] = {"no_bias": {"bias": False}}
     timm: ClassVar[dict[str, dict[str, Any]]] = {"se": {}}
     results: ClassVar[tuple[Published, ...]] = tuple(

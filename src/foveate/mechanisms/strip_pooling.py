@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from foveate import ops
 from foveate.mechanisms.base import Gate, Mixer, blend, bottleneck
 from foveate.mechanisms.norm import GateNorm
 from foveate.registry import register_mechanism
@@ -57,9 +58,21 @@ class StripPooling(Gate):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def gate(self, x: Tensor) -> dict[str, Tensor]:
-        rows = self.conv_h(x.mean(3, keepdim=True))  # (B, C, H, 1)
-        columns = self.conv_w(x.mean(2, keepdim=True))  # (B, C, 1, W)
-        return {"element": self.conv((rows + columns).relu()).sigmoid()}  # (B, C, H, W)
+        return {"element": self._element(*self._strips(x))}  # (B, C, H, W)
+
+    def _strips(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        rows, columns = ops.strip_pool(x)
+        return self.conv_h(rows), self.conv_w(columns)  # (B, C, H, 1), (B, C, 1, W)
+
+    def _element(self, rows: Tensor, columns: Tensor) -> Tensor:
+        return self.conv((rows + columns).relu()).sigmoid()  # (B, C, H, W)
+
+    def _weighed(self, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        return ops.scale(x, self.temper(self._element(rows, columns)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Three maps as large as x would be kept between sum and gate.
+        return ops.recomputed(self._weighed, x, *self._strips(x))
 
 
 @register_mechanism("mixed_pooling")

@@ -5,6 +5,7 @@ from foveate.ops.channel_attention import channel_attention as channel_attention
 from foveate.ops.channel_dot import channel_dot as channel_dot
 from foveate.ops.channel_pool import channel_pool as channel_pool
 from foveate.ops.criss_cross_attention import criss_cross_attention as criss_cross_attention
+from foveate.ops.criss_cross_attention import criss_cross_served as criss_cross_served
 from foveate.ops.energy_gate import energy as energy
 from foveate.ops.energy_gate import energy_gate as energy_gate
 from foveate.ops.ledger import fuse as fuse
@@ -15,6 +16,7 @@ from foveate.ops.pair_gate import scale_by_pair as scale_by_pair
 from foveate.ops.patches import from_patches as from_patches
 from foveate.ops.patches import to_patches as to_patches
 from foveate.ops.position_attention import position_attention as position_attention
+from foveate.ops.recomputed import recomputed as recomputed
 from foveate.ops.rectified_attention import rectified_attention as rectified_attention
 from foveate.ops.relative_attention import displacement_attention as displacement_attention
 from foveate.ops.relative_attention import displacement_logits as displacement_logits

@@ -10,38 +10,31 @@ from foveate.ops.ledger import Ledger, Pair, unweighed
 KINDS = ("add", "mul", "choice")
 
 
-def pair_factor(x: Tensor, channel: Tensor, position: Tensor, kind: str) -> Tensor:
+def pair_factor(channel: Tensor, position: Tensor, kind: str) -> Tensor:
     r"""The factor of each element of a map.
 
     Args:
-        x: The map, ``(B, C, H, W)``.
         channel: Values :math:`c`, ``(B, C, 1, 1)``.
         position: Values :math:`p`, ``(B, 1, H, W)``.
-        kind: ``"add"`` for :math:`1 + \sigma(c + p)`; ``"mul"`` for :math:`1 + \sigma(c\,p)`;
-            ``"choice"`` for :math:`c` or :math:`p`, whichever gives the larger product with
-            :math:`x`.
+        kind: ``"add"`` for :math:`1 + \sigma(c + p)`; ``"mul"`` for :math:`1 + \sigma(c\,p)`.
 
     Returns:
-        Factors of the shape of ``x``.
+        Factors ``(B, C, H, W)``.
     """
-    if kind == "add":
-        return 1 + (channel + position).sigmoid()
-    if kind == "mul":
-        return 1 + (channel * position).sigmoid()
-    larger, smaller = torch.maximum(channel, position), torch.minimum(channel, position)
-    return torch.where(x > 0, larger, torch.where(x < 0, smaller, (larger + smaller) / 2))
+    return 1 + (channel + position if kind == "add" else channel * position).sigmoid()
 
 
 def scale_by_pair(
     x: Tensor, channel: Tensor, position: Tensor, kind: str, strength: Tensor | None = None
 ) -> Tensor:
-    """A map times its :func:`pair_factor`, drawn towards 1 by a strength below 1.
+    r"""A map times its :func:`pair_factor`, drawn towards 1 by a strength below 1.
 
     Args:
         x: The map, ``(B, C, H, W)``.
         channel: See :func:`pair_factor`.
         position: See :func:`pair_factor`.
-        kind: See :func:`pair_factor`.
+        kind: See :func:`pair_factor`; or ``"choice"``, for :math:`c` or :math:`p`, whichever gives
+            the larger product with :math:`x`.
         strength: 0 for the map itself, 1 and None for the factor itself; a scalar.
 
     Returns:
@@ -50,7 +43,10 @@ def scale_by_pair(
     ledger = unweighed(x)
     if ledger is not None and hasattr(ledger.kernels, "pair_gate"):
         return _WeighByPair.apply(x, ledger, KINDS.index(kind), channel, position, strength)
-    factor = pair_factor(x, channel, position, kind)
+    if kind == "choice":
+        y = torch.maximum(x * channel.to(x.dtype), x * position.to(x.dtype))
+        return y if strength is None else (x + (y - x) * strength).to(x.dtype)
+    factor = pair_factor(channel, position, kind)
     return x * (factor if strength is None else (factor - 1) * strength + 1).to(x.dtype)
 
 

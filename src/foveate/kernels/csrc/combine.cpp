@@ -27,11 +27,14 @@ struct Run {
 template <class T, int kFactors, bool kTerms>
 void combine_run(const T* source, const T* x, T* to, Index n, const Run<Acc<T>>& r) {
   using A = Acc<T>;
+  // Copies, as far as the compiler knows `to` may point into r.
+  const A *const factors[3] = {r.factors[0], r.factors[1], r.factors[2]};
+  const Vec<A> factor = splat(r.factor);
+  const bool total = r.total;
   each_slice<A>(n, [&](const auto& s) {
-    Vec<A> v = load(source, s);
-    Vec<A> f = splat(r.factor);
+    Vec<A> v = load(source, s), f = factor;
     for (int k = 0; k < kFactors; ++k)
-      if (r.factors[k]) f = r.total ? f + load(r.factors[k], s) : f * load(r.factors[k], s);
+      if (factors[k]) f = total ? f + load(factors[k], s) : f * load(factors[k], s);
     v *= f;
     if constexpr (kTerms) {
       v += r.add;

@@ -115,16 +115,19 @@ void pair_columns(const T* x, const T* g, const Shape& s, const Arguments<Acc<T>
     const Index b = i / tiles, first = i % tiles * width, n = std::min(width, columns - first);
     const A* vary = (s.last ? v.channel : v.position) + b * columns + first;
     const A* fixed = (s.last ? v.position : v.channel) + b * rows;
-    A total[kTile] = {}, of_strength[kTile] = {};
-    for (Index r = 0; r < rows; ++r)
+    A total[kTile] = {}, of_strength[kTile] = {}, part[kTile] = {};
+    for (Index r = 0; r < rows; ++r) {
       each_slot<A>(n, [&](const auto& slice, Index at) {
         const Index from = (b * rows + r) * columns + first;
         const Vec<A> xs = load(x + from, slice), gx = xs * load(g + from, slice);
         const Vec<A> w = load(vary, slice), one = splat(fixed[r]);
         const auto p = pair_of<kind, A>(xs, s.last ? w : one, s.last ? one : w, v.strength);
-        narrow(total + at, widen(total + at) + gx * (s.last ? p.of_channel : p.of_position));
+        narrow(part + at, widen(part + at) + gx * (s.last ? p.of_channel : p.of_position));
         if (s.last) narrow(of_strength + at, widen(of_strength + at) + gx * p.of_strength);
       });
+      if (r % kChunk && r + 1 < rows) continue;
+      for (Index j = 0; j < kTile; ++j) total[j] += part[j], part[j] = 0;
+    }
     for (Index j = 0; j < n; ++j) {
       to[b * columns + first + j] = total[slot<A>(j, n)];
       if (s.last) strength[b * columns + first + j] = of_strength[slot<A>(j, n)];

@@ -116,14 +116,16 @@ template <class T>
 void dot_positions_of_groups(const T* x, const Shape& s, const T* other, const Acc<T>* map,
                              Index groups, Index width, Index n, Acc<T>* to) {
   using A = Acc<T>;
-  A weight[kTile], total[kTile] = {};
+  A weight[kTile], part[kTile] = {}, total[kTile] = {};
   for (Index p = 0; p < s.N(); ++p) {
     for (Index c = 0; c < n; ++c) weight[c] = map[p * groups + c / width];
     each_slot<A>(n, [&](const auto& slice, Index at) {
       Vec<A> v = load(x + p * s.C, slice) * load(weight, slice);
       if (other) v *= load(other + p * s.C, slice);
-      narrow(total + at, widen(total + at) + v);
+      narrow(part + at, widen(part + at) + v);
     });
+    if (p % kChunk && p + 1 < s.N()) continue;
+    for (Index j = 0; j < kTile; ++j) total[j] += part[j], part[j] = 0;
   }
   for (Index c = 0; c < n; ++c) to[c] = total[slot<A>(c, n)];
 }
