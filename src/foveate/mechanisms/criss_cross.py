@@ -2,11 +2,14 @@
 
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from foveate import ops
 from foveate.errors import check_positive
 from foveate.mechanisms.base import Mixer, Published, bottleneck
+from foveate.mechanisms.projection import project
 from foveate.registry import register_mechanism
 
 
@@ -44,6 +47,7 @@ class CrissCross(Mixer):
 
     place = "head"
     published_scale = 0.0
+    fused = True
     variants: ClassVar[dict[str, dict[str, Any]]] = {"single_pass": {"recurrence": 1}}
     results: ClassVar[tuple[Published, ...]] = (
         Published(
@@ -71,10 +75,33 @@ class CrissCross(Mixer):
         self.key_conv = nn.Conv2d(channels, hidden, 1)
         self.value_conv = nn.Conv2d(channels, channels, 1)
 
-    def mix(self, x: Tensor) -> Tensor:
-        return ops.criss_cross_attention(self.query_conv(x), self.key_conv(x), self.value_conv(x))
+    def added(self, x: Tensor) -> Tensor:
+        qkv = project(x, self.query_conv, self.key_conv, self.value_conv, self.scale)
+        dim = self.query_conv.out_channels
+        return ops.criss_cross_attention(qkv, dim).to(x.dtype)  # (B, C, H, W)
 
     def forward(self, x: Tensor) -> Tensor:
-        for _ in range(self.recurrence):
-            x = super().forward(x)
-        return x
+        if not ops.criss_cross_served(x):
+            for _ in range(self.recurrence):
+                x = super().forward(x)
+            return x
+        y = x
+        for _ in range(self.recurrence - 1):
+            y = self._pass_anew(y)
+        return _laid_out(self._pass(y), like=x)
+
+    def _pass(self, x: Tensor) -> Tensor:
+        """One pass, in the layout that the kernel reads fastest."""
+        return super().forward(x.contiguous(memory_format=torch.channels_last))
+
+    def _pass_anew(self, x: Tensor) -> Tensor:
+        """One pass, of which only the input is kept; the rest is computed anew backward."""
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return self._pass(x)
+        return checkpoint(self._pass, x, use_reentrant=False, preserve_rng_state=False)
+
+
+def _laid_out(y: Tensor, like: Tensor) -> Tensor:
+    if like.is_contiguous():
+        return y.contiguous()
+    return y.contiguous(memory_format=torch.channels_last)

@@ -1,10 +1,10 @@
 """Dual Attention Network for Scene Segmentation, Fu et al., CVPR 2019 (arXiv:1809.02983)."""
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foveate import ops
 from foveate.mechanisms.base import Mixer, bottleneck
+from foveate.mechanisms.projection import project
 from foveate.registry import register_mechanism
 
 
@@ -47,12 +47,11 @@ class DANetPosition(Mixer):
         self.value_conv = nn.Conv2d(channels, channels, 1)
 
     def added(self, x: Tensor) -> Tensor:
-        # The values come scaled: no map is multiplied, and none is kept for it.
-        conv = self.value_conv
-        v = F.conv2d(x, conv.weight * self.scale, conv.bias * self.scale)  # (B, C, H, W)
-        q, k, v = map(ops.to_tokens, (self.query_conv(x), self.key_conv(x), v))
+        qkv = project(x, self.query_conv, self.key_conv, self.value_conv, self.scale)
+        dim = self.query_conv.out_channels
+        q, k, v = map(ops.to_tokens, qkv.split([dim, dim, self.channels], dim=1))
         y = ops.position_attention(q, k, v, scale=1.0)  # (B, 1, HW, C)
-        return ops.from_tokens(y, like=x).to(x.dtype)
+        return ops.from_tokens(y, like=x).to(x.dtype)  # (B, C, H, W)
 
 
 @register_mechanism("danet_channel")
