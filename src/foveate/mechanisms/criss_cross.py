@@ -47,7 +47,6 @@ class CrissCross(Mixer):
 
     place = "head"
     published_scale = 0.0
-    fused = True
     variants: ClassVar[dict[str, dict[str, Any]]] = {"single_pass": {"recurrence": 1}}
     results: ClassVar[tuple[Published, ...]] = (
         Published(

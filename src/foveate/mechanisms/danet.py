@@ -37,7 +37,6 @@ class DANetPosition(Mixer):
 
     place = "head"
     published_scale = 0.0
-    fused = True
 
     def __init__(self, channels: int, *, init: str = "paper") -> None:
         super().__init__(channels, init=init)
