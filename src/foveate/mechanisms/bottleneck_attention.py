@@ -147,5 +147,6 @@ class BottleneckAttention(Gate):
 
     def forward(self, x: Tensor) -> Tensor:
         x = ops.fuse(x)
-        channel, spatial = self.channel_branch(x), self.spatial_branch(x)
+        channel = self.channel_branch(x)
+        spatial = ops.recomputed(self.spatial_branch, x)  # whose maps add up to a third of x
         return ops.scale_by_pair(x, channel, spatial, self.combine, self.strength)

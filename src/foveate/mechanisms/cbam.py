@@ -24,7 +24,7 @@ def _max(x: Tensor) -> tuple[Tensor, ...]:
 
 
 def _lp(x: Tensor) -> tuple[Tensor, ...]:
-    return (ops.spatial_pool(x, "length")[0].to(x.dtype),)
+    return (ops.spatial_length(x).to(x.dtype),)
 
 
 def _both(x: Tensor) -> tuple[Tensor, ...]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from foveate import ops
 from foveate.errors import check_choice
 from foveate.mechanisms.base import Gate, Published, bottleneck
+from foveate.mechanisms.norm import GateNorm
 from foveate.registry import register_mechanism
 
 MERGES = ("product", "sum")
@@ -73,17 +74,21 @@ class CoordinateAttention(Gate):
         self.fused = merge == "product"  # a sum gives a gate as large as the map
         hidden = max(8, bottleneck(channels, reduction))
         self.conv1 = nn.Conv2d(channels, hidden, 1)
-        self.bn1 = nn.BatchNorm2d(hidden) if norm else nn.Identity()
+        self.bn1 = GateNorm(hidden) if norm else nn.Identity()
         self.conv_h = nn.Conv2d(hidden, channels, 1)
         self.conv_w = nn.Conv2d(hidden, channels, 1)
 
     def gate(self, x: Tensor) -> dict[str, Tensor]:
-        H, W = x.shape[2:]
-        rows, columns = ops.strip_pool(x)  # (B, C, H, 1), (B, C, 1, W)
-        z = torch.cat([rows, columns.mT], dim=2)  # (B, C, H + W, 1)
-        z = F.hardswish(self.bn1(self.conv1(z)))  # (B, hidden, H + W, 1)
-        rows, columns = z.split([H, W], dim=2)
-        height, width = self.conv_h(rows), self.conv_w(columns.mT)  # (B, C, H, 1), (B, C, 1, W)
+        logits = ops.recomputed(self._logits, *ops.strip_pool(x))  # (B, C, H + W, 1)
+        height, width = logits.split([x.shape[2], x.shape[3]], dim=2)
+        width = width.mT  # (B, C, 1, W)
         if self.merge == "sum":
             return {"element": (height + width).sigmoid()}  # (B, C, H, W)
         return {"height": height.sigmoid(), "width": width.sigmoid()}
+
+    def _logits(self, rows: Tensor, columns: Tensor) -> Tensor:
+        H, W = rows.shape[2], columns.shape[3]
+        z = torch.cat([rows, columns.mT], dim=2)  # (B, C, H + W, 1)
+        z = F.hardswish(self.bn1(self.conv1(z)))  # (B, hidden, H + W, 1)
+        rows, columns = z.split([H, W], dim=2)
+        return torch.cat([self.conv_h(rows), self.conv_w(columns)], dim=2)

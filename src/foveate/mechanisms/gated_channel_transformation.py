@@ -76,7 +76,7 @@ class GatedChannelTransformation(Gate):
         return {"channel": 1 + torch.tanh(self.gamma * embedded + self.beta)}
 
     def _l2(self, x: Tensor) -> Tensor:
-        (length,) = ops.spatial_pool(x, "length")  # (B, C, 1, 1)
+        length = ops.spatial_length(x)  # (B, C, 1, 1)
         e = self.alpha * torch.hypot(length, torch.full_like(length, EPS**0.5))
         return e * (e.square().mean(1, keepdim=True) + EPS).rsqrt()
 

@@ -3,12 +3,15 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from foveate import ops
+
 
 class GateNorm(nn.BatchNorm2d):
     """Batch normalisation that also trains on one value per channel.
 
     The variance of a single value is undefined and ``nn.BatchNorm2d`` refuses it. Here such a
     batch (one image whose map is 1 x 1) takes the running statistics and does not update them.
+    Where a backward pass computes it again, it does not update them a second time.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -16,4 +19,9 @@ class GateNorm(nn.BatchNorm2d):
             return F.batch_norm(
                 input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
             )
+        if self.training and ops.again():
+            mean, var = (
+                None if t is None else t.clone() for t in (self.running_mean, self.running_var)
+            )
+            return F.batch_norm(input, mean, var, self.weight, self.bias, True, eps=self.eps)
         return super().forward(input)

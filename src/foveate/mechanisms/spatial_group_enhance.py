@@ -66,6 +66,13 @@ class SpatialGroupEnhance(Gate):
         gate = self.factors(x)["position"]  # (B, G, H, W)
         return {"position": gate.repeat_interleave(x.shape[1] // self.num_groups, dim=1)}
 
+    def forward(self, x: Tensor) -> Tensor:
+        x = ops.fuse(x) if self.fused else x
+        return ops.recomputed(self._weighed, x)  # each map of groups may be a quarter of x
+
+    def _weighed(self, x: Tensor) -> Tensor:
+        return ops.scale(x, *self.factors(x).values())
+
     def gate(self, x: Tensor) -> dict[str, Tensor]:
         (mean,) = ops.spatial_pool(x, "mean")  # (B, C, 1, 1)
         t = ops.channel_dot(x, mean, groups=self.num_groups)  # (B, G, H, W)

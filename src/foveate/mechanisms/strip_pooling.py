@@ -58,21 +58,18 @@ class StripPooling(Gate):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def gate(self, x: Tensor) -> dict[str, Tensor]:
-        return {"element": self._element(*self._strips(x))}  # (B, C, H, W)
-
-    def _strips(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        rows, columns = ops.strip_pool(x)
-        return self.conv_h(rows), self.conv_w(columns)  # (B, C, H, 1), (B, C, 1, W)
+        return {"element": self._element(*ops.strip_pool(x))}  # (B, C, H, W)
 
     def _element(self, rows: Tensor, columns: Tensor) -> Tensor:
-        return self.conv((rows + columns).relu()).sigmoid()  # (B, C, H, W)
+        element = self.conv_h(rows) + self.conv_w(columns)  # (B, C, H, 1) and (B, C, 1, W)
+        return self.conv(element.relu()).sigmoid()  # (B, C, H, W)
 
     def _weighed(self, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         return ops.scale(x, self.temper(self._element(rows, columns)))
 
     def forward(self, x: Tensor) -> Tensor:
         # Three maps as large as x would be kept between sum and gate.
-        return ops.recomputed(self._weighed, x, *self._strips(x))
+        return ops.recomputed(self._weighed, x, *ops.strip_pool(x))
 
 
 @register_mechanism("mixed_pooling")

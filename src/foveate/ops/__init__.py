@@ -16,6 +16,7 @@ from foveate.ops.pair_gate import scale_by_pair as scale_by_pair
 from foveate.ops.patches import from_patches as from_patches
 from foveate.ops.patches import to_patches as to_patches
 from foveate.ops.position_attention import position_attention as position_attention
+from foveate.ops.recomputed import again as again
 from foveate.ops.recomputed import recomputed as recomputed
 from foveate.ops.rectified_attention import rectified_attention as rectified_attention
 from foveate.ops.relative_attention import displacement_attention as displacement_attention
@@ -25,6 +26,7 @@ from foveate.ops.scale import scale as scale
 from foveate.ops.scale import scale_by_mean as scale_by_mean
 from foveate.ops.scale import shift as shift
 from foveate.ops.spatial_dot import spatial_dot as spatial_dot
+from foveate.ops.spatial_length import spatial_length as spatial_length
 from foveate.ops.spatial_pool import spatial_pool as spatial_pool
 from foveate.ops.spatial_variance import spatial_variance as spatial_variance
 from foveate.ops.stencil import stencil as stencil

@@ -46,13 +46,13 @@ class ChannelDot(Reading):
     def define(self, x: Tensor, *small: Tensor) -> Tensors:
         return ((wide(x) * small[0]).unflatten(1, (self.groups, -1)).sum(2),)
 
-    def gradient(self, x: Tensor, small: Tensors, read: Tensors, grads: Tensors) -> Tensors:
+    def gradient(self, x: Tensor, small: Tensors, kept: Tensors, grads: Tensors) -> Tensors:
         each = grads[0].repeat_interleave(x.shape[1] // self.groups, dim=1)
         weight = (each * x).sum((2, 3), keepdim=True)
         return (each * small[0]).to(x.dtype), weight.to(small[0].dtype)
 
     def enter(
-        self, ledger: Ledger, x: Tensor, small: Tensors, read: Tensors, grads: Tensors
+        self, ledger: Ledger, x: Tensor, small: Tensors, kept: Tensors, grads: Tensors
     ) -> Tensors:
         grad = ledger.small(grads[0])
         ledger.enter(self.groups, map=grad, weight=ledger.small(small[0]))

@@ -44,28 +44,28 @@ class ChannelPool(Reading):
         peak, at = z.max(1, keepdim=True)
         return tuple(t.contiguous() for t in (peak, z.mean(1, keepdim=True), at.to(torch.int32)))
 
-    def gradient(self, x: Tensor, small: Tensors, read: Tensors, grads: Tensors) -> Tensors:
+    def gradient(self, x: Tensor, small: Tensors, kept: Tensors, grads: Tensors) -> Tensors:
         C = x.shape[1]
         channels = torch.arange(C, device=x.device).view(C, 1, 1)
-        gated = (channels == read[2]) * grads[0] + grads[1] / C
+        gated = (channels == kept[0]) * grads[0] + grads[1] / C
         if not small:
             return (gated.to(x.dtype),)
         gate = (gated * x).sum((2, 3), keepdim=True)
         return (gated * small[0]).to(x.dtype), gate.to(small[0].dtype)
 
     def enter(
-        self, ledger: Ledger, x: Tensor, small: Tensors, read: Tensors, grads: Tensors
+        self, ledger: Ledger, x: Tensor, small: Tensors, kept: Tensors, grads: Tensors
     ) -> Tensors:
         peak, share = ledger.small(grads[0]), ledger.small(grads[1] / x.shape[1])
         gate = ledger.small(small[0]) if small else None
         ones = ledger.room(x, *x.shape[:2], 1, 1).fill_(1) if gate is None else gate
         ledger.enter(map=share, weight=ones)
-        ledger.enter(channel_at=read[2], channel_peak=peak, channel_gate=ones)
+        ledger.enter(channel_at=kept[0], channel_peak=peak, channel_gate=ones)
         if not small:
             return ()
         to = ledger.room(x, *x.shape[:2], 1, 1)
         ledger.kernels.spatial_dot(x, None, share, None, 1, to)
-        ledger.kernels.peak_dot(x, read[2], peak, to)
+        ledger.kernels.peak_dot(x, kept[0], peak, to)
         return (to.to(small[0].dtype),)
 
 

@@ -1,11 +1,13 @@
 """The gate of SimAM, which depends on nothing but the channel that an element is in."""
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from foveate import kernels
+from foveate.ops.partial import partial_gradients
 from foveate.ops.spatial_variance import spatial_variance
 
 
@@ -40,6 +42,10 @@ def energy_gate(x: Tensor, regularization: float, strength: Tensor | None = None
     if hasattr(backend, "energy"):
         dense = x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
         return _EnergyGate.apply(x if dense else x.contiguous(), regularization, strength, backend)
+    return _weighed(regularization, x, strength)
+
+
+def _weighed(regularization: float, x: Tensor, strength: Tensor | None) -> Tensor:
     gate = energy(x, regularization)
     return x * (gate if strength is None else (gate - 1) * strength + 1).to(x.dtype)
 
@@ -61,14 +67,7 @@ class _EnergyGate(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, strength = ctx.saved_tensors
         if torch.is_grad_enabled():
-            with kernels.using("eager"):
-                y = energy_gate(x, ctx.regularization, strength)
-            inputs = (x,) if strength is None else (x, strength)
-            wanted = [t for t in inputs if t.requires_grad]
-            found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
-            gx, gs = (
-                next(found) if t is not None and t.requires_grad else None for t in (x, strength)
-            )
+            gx, gs = partial_gradients(partial(_weighed, ctx.regularization), (x, strength), grad)
             return gx, None, gs, None
         last = not x.is_contiguous()
         grad = grad.contiguous(

@@ -192,8 +192,13 @@ def fuse(x: Tensor, *, mean_only: bool = False) -> Tensor:
     ledger = Ledger(backend, x)
     tracked = graded and x.requires_grad
     served: Tensor = _Settle.apply(x, ledger) if tracked else x.detach()
-    served._foveate_ledger = ledger  # type: ignore[attr-defined]
-    return served
+    return with_ledger(served, ledger)
+
+
+def with_ledger(x: Tensor, ledger: Ledger) -> Tensor:
+    """The map, which operations of this package then know to be served."""
+    x._foveate_ledger = ledger  # type: ignore[attr-defined]
+    return x
 
 
 def ledger_of(x: Tensor) -> Ledger | None:

@@ -1,11 +1,13 @@
 """Gates that a value for each channel and a value for each position make together."""
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from foveate.ops.ledger import Ledger, Pair, unweighed
+from foveate.ops.partial import partial_gradients
 
 KINDS = ("add", "mul", "choice")
 
@@ -43,6 +45,12 @@ def scale_by_pair(
     ledger = unweighed(x)
     if ledger is not None and hasattr(ledger.kernels, "pair_gate"):
         return _WeighByPair.apply(x, ledger, KINDS.index(kind), channel, position, strength)
+    return _weighed(kind, x, channel, position, strength)
+
+
+def _weighed(
+    kind: str, x: Tensor, channel: Tensor, position: Tensor, strength: Tensor | None
+) -> Tensor:
     if kind == "choice":
         y = torch.maximum(x * channel.to(x.dtype), x * position.to(x.dtype))
         return y if strength is None else (x + (y - x) * strength).to(x.dtype)
@@ -73,11 +81,8 @@ class _WeighByPair(torch.autograd.Function):
         ledger: Ledger = ctx.ledger
         if torch.is_grad_enabled():
             ledger.begin(x)
-            inputs = (x, channel, position, strength)
-            y = scale_by_pair(x, channel, position, KINDS[ctx.kind], strength)
-            wanted = [t for t in inputs if t is not None and t.requires_grad]
-            found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
-            gx, *rest = (next(found) if t is not None and t.requires_grad else None for t in inputs)
+            definition = partial(_weighed, KINDS[ctx.kind])
+            gx, *rest = partial_gradients(definition, (x, channel, position, strength), grad)
             return gx, None, None, *rest
         grad = ledger.dense(grad)
         pair = _pair(ledger, ctx.kind, channel, position, strength)

@@ -24,13 +24,17 @@ class Reading(ABC):
     def define(self, x: Tensor, *small: Tensor) -> Tensors:
         """The same, by its definition in plain operations."""
 
+    def keep(self, read: Tensors) -> Tensors:
+        """What of it the gradients need: the places of largest values, if not more."""
+        return tuple(t for t in read if not t.is_floating_point())
+
     @abstractmethod
-    def gradient(self, x: Tensor, small: Tensors, read: Tensors, grads: Tensors) -> Tensors:
+    def gradient(self, x: Tensor, small: Tensors, kept: Tensors, grads: Tensors) -> Tensors:
         """The gradients of the map and of ``small``, in plain, differentiable operations."""
 
     @abstractmethod
     def enter(
-        self, ledger: Ledger, x: Tensor, small: Tensors, read: Tensors, grads: Tensors
+        self, ledger: Ledger, x: Tensor, small: Tensors, kept: Tensors, grads: Tensors
     ) -> Tensors:
         """Enter the gradient of the map as terms; returns those of ``small``."""
 
@@ -43,24 +47,22 @@ class _Read(torch.autograd.Function):
         read = reading.run(ledger, x, *small)
         ctx.ledger, ctx.reading, ctx.count = ledger, reading, len(small)
         # The gate that follows saves the map, if it has a gradient: once is enough.
-        kept = () if x.requires_grad else (x,)
-        ctx.save_for_backward(*small, *read, *kept)
+        ctx.alone = not x.requires_grad
+        ctx.save_for_backward(*small, *reading.keep(read), *((x,) if ctx.alone else ()))
         ctx.mark_non_differentiable(*(t for t in read if not t.is_floating_point()))
         return read
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         ledger: Ledger = ctx.ledger
-        saved = ctx.saved_tensors
-        small, rest = saved[: ctx.count], saved[ctx.count :]
-        read = rest[: len(grads)]
-        x = rest[-1] if len(rest) > len(grads) else ledger.x
+        saved = ctx.saved_tensors if ctx.alone else (*ctx.saved_tensors, ledger.x)
+        small, kept, x = saved[: ctx.count], saved[ctx.count : -1], saved[-1]
         if x is None:
             raise RuntimeError("a map was read whose gate is not part of the gradient asked for")
         if torch.is_grad_enabled() or (ctx.needs_input_grad[0] and not ledger.open()):
-            gx, *gsmall = ctx.reading.gradient(x, small, read, grads)
+            gx, *gsmall = ctx.reading.gradient(x, small, kept, grads)
             return gx, None, None, *gsmall
-        return None, None, None, *ctx.reading.enter(ledger, x, small, read, grads)
+        return None, None, None, *ctx.reading.enter(ledger, x, small, kept, grads)
 
 
 def register(
@@ -91,12 +93,13 @@ def register(
     def save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
         x, small, *ctx.options = inputs
         ctx.count = len(small)
-        ctx.save_for_backward(x, *small, *output)
+        kept = make(*ctx.options).keep(tuple(output))
+        ctx.save_for_backward(x, *small, *kept)
 
     def differentiate(ctx: Any, grads: list[Tensor]) -> tuple[Any, ...]:
         x, *saved = ctx.saved_tensors
-        small, read = tuple(saved[: ctx.count]), tuple(saved[ctx.count :])
-        gx, *gsmall = make(*ctx.options).gradient(x, small, read, tuple(grads))
+        small, kept = tuple(saved[: ctx.count]), tuple(saved[ctx.count :])
+        gx, *gsmall = make(*ctx.options).gradient(x, small, kept, tuple(grads))
         return gx, gsmall, *(None for _ in ctx.options)
 
     op = torch.library.custom_op(f"foveate::{name}", run, mutates_args=(), schema=schema)

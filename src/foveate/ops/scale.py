@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from foveate.ops.ledger import Ledger, Term, unweighed
+from foveate.ops.partial import partial_gradients
+from foveate.ops.recomputed import again
 
 
 def scale(x: Tensor, *gates: Tensor) -> Tensor:
@@ -23,9 +25,7 @@ def scale(x: Tensor, *gates: Tensor) -> Tensor:
     ledger = unweighed(x)
     if ledger is not None:
         return _weigh(x, ledger, gates, total=False)
-    for gate in gates:
-        x = x * _spread(gate, x).to(x.dtype)
-    return x
+    return _product(x, *gates)
 
 
 def scale_by_mean(x: Tensor, *gates: Tensor) -> Tensor:
@@ -86,6 +86,8 @@ class _Weigh(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, *gates)
         ctx.ledger, ctx.total, ctx.kinds = ledger, total, kinds
+        if again():
+            return torch.empty_like(x)  # all that is wanted now is what was saved
         arguments, groups = _arguments(ledger, kinds, gates)
         return ledger.combine(x, arguments, total=total, groups=groups)
 
@@ -95,7 +97,8 @@ class _Weigh(torch.autograd.Function):
         ledger: Ledger = ctx.ledger
         if torch.is_grad_enabled():
             ledger.begin(x)
-            gx, *rest = _differentiable_gradient(x, gates, grad, total=ctx.total)
+            definition = _total if ctx.total else _product
+            gx, *rest = partial_gradients(definition, (x, *gates), grad)
             return gx, None, None, None, *rest
         grad = ledger.dense(grad)
         arguments, groups = _arguments(ledger, ctx.kinds, gates)
@@ -119,15 +122,15 @@ def _arguments(ledger: Ledger, kinds: Sequence[str], gates: Sequence[Tensor]) ->
     return arguments, arguments["spatial"].shape[1] if "spatial" in arguments else 1
 
 
-def _differentiable_gradient(
-    x: Tensor, gates: list[Tensor], grad: Tensor, *, total: bool
-) -> tuple[Tensor | None, ...]:
-    """The gradients of the map and the gates, which can be differentiated again."""
-    factor = sum(gates[1:], start=_spread(gates[0], x)) if total else None
-    y = scale(x, *gates) if factor is None else x * factor.to(x.dtype)
-    wanted = [t for t in (x, *gates) if t.requires_grad]
-    found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
-    return tuple(next(found) if t.requires_grad else None for t in (x, *gates))
+def _product(x: Tensor, *gates: Tensor) -> Tensor:
+    for gate in gates:
+        x = x * _spread(gate, x).to(x.dtype)
+    return x
+
+
+def _total(x: Tensor, *gates: Tensor) -> Tensor:
+    first, *others = (_spread(gate, x) for gate in gates)
+    return x * sum(others, start=first).to(x.dtype)
 
 
 class _Shift(torch.autograd.Function):

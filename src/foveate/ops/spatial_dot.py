@@ -33,12 +33,12 @@ class SpatialDot(Reading):
     def define(self, x: Tensor, *small: Tensor) -> Tensors:
         return ((wide(x) * small[0]).sum((2, 3), keepdim=True),)
 
-    def gradient(self, x: Tensor, small: Tensors, read: Tensors, grads: Tensors) -> Tensors:
+    def gradient(self, x: Tensor, small: Tensors, kept: Tensors, grads: Tensors) -> Tensors:
         weight = (grads[0] * x).sum(1, keepdim=True)
         return (grads[0] * small[0]).to(x.dtype), weight.to(small[0].dtype)
 
     def enter(
-        self, ledger: Ledger, x: Tensor, small: Tensors, read: Tensors, grads: Tensors
+        self, ledger: Ledger, x: Tensor, small: Tensors, kept: Tensors, grads: Tensors
     ) -> Tensors:
         grad = ledger.small(grads[0])
         ledger.enter(map=ledger.small(small[0]), weight=grad)

@@ -17,32 +17,22 @@ def spatial_pool(x: Tensor, *statistics: str) -> Tensors:
     Args:
         x: The map, ``(B, C, H, W)``.
         statistics: Any of ``"mean"``; ``"max"``, whose gradient goes to the first of equal
-            values; ``"variance"``, unbiased, and zero where there is only one position; and
-            ``"length"``, the Euclidean norm, in at least float32, as it grows with the map.
+            values; and ``"variance"``, unbiased, and zero where there is only one position.
 
     Returns:
         One ``(B, C, 1, 1)`` for each, in order.
     """
-    options = ("max" in statistics, "variance" in statistics or "length" in statistics)
+    options = ("max" in statistics, "variance" in statistics)
     found = read(_op, x, SpatialPool(*options), options=options)
     if found is None:
         return tuple(_DEFINITIONS[name](x) for name in statistics)
-    peak, spread = options
     named = {"mean": found[0]}
-    if peak:
+    if "max" in statistics:
         named["max"] = found[1]
-    if spread:
-        named |= _spreads(found[0], found[-1], x.shape[2] * x.shape[3])
-    return tuple(
-        named[name] if name == "length" else named[name].to(x.dtype) for name in statistics
-    )
-
-
-def _spreads(mean: Tensor, spread: Tensor, n: int) -> dict[str, Tensor]:
-    square = spread + n * mean.square()
-    # The slope of the root at zero is taken as zero, not as infinite.
-    length = torch.where(square > 0, square, 1).sqrt() * (square > 0)
-    return {"variance": spread / (n - 1 + 1 // n), "length": length}
+    if "variance" in statistics:
+        n = x.shape[2] * x.shape[3]
+        named["variance"] = found[-1] / (n - 1 + 1 // n)
+    return tuple(named[name].to(x.dtype) for name in statistics)
 
 
 def _mean(x: Tensor) -> Tensor:
@@ -53,15 +43,10 @@ def _max(x: Tensor) -> Tensor:
     return x.flatten(2).max(2).values.unflatten(1, (-1, 1, 1))
 
 
-def _length(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(wide(x), dim=(2, 3), keepdim=True)
-
-
 _DEFINITIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "mean": _mean,
     "max": _max,
     "variance": spatial_variance,
-    "length": _length,
 }
 
 
@@ -95,26 +80,29 @@ class SpatialPool(Reading):
             found.append((z - mean).square().sum(2, keepdim=True))
         return tuple(t.unsqueeze(3) for t in found)
 
-    def gradient(self, x: Tensor, small: Tensors, read: Tensors, grads: Tensors) -> Tensors:
+    def keep(self, read: Tensors) -> Tensors:
+        return (*((read[2],) if self.peak else ()), *((read[0],) if self.spread else ()))
+
+    def gradient(self, x: Tensor, small: Tensors, kept: Tensors, grads: Tensors) -> Tensors:
         H, W = x.shape[2:]
         gx = (grads[0] / (H * W)).expand(x.shape)
         if self.peak:
             positions = torch.arange(H * W, device=x.device).view(H, W)
-            gx = gx + (positions == read[2]) * grads[1]
+            gx = gx + (positions == kept[0]) * grads[1]
         if self.spread:
             gx = gx + 2 * grads[-1] * (wide(x) - wide(x).mean((2, 3), keepdim=True))
         return (gx.to(x.dtype),)
 
     def enter(
-        self, ledger: Ledger, x: Tensor, small: Tensors, read: Tensors, grads: Tensors
+        self, ledger: Ledger, x: Tensor, small: Tensors, kept: Tensors, grads: Tensors
     ) -> Tensors:
         add = grads[0] / (x.shape[2] * x.shape[3])
         if self.peak:
-            ledger.enter(at=read[2], peak=ledger.small(grads[1]))
+            ledger.enter(at=kept[0], peak=ledger.small(grads[1]))
         if self.spread:
             linear = 2 * grads[-1]
             ledger.enter(linear=ledger.small(linear))
-            add = add - linear * read[0]
+            add = add - linear * kept[-1]
         ledger.enter(add=ledger.small(add))
         return ()
 

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from foveate import kernels
+from foveate.ops.partial import partial_gradients
 
 
 def stencil(z: Tensor, weight: Tensor) -> Tensor:
@@ -49,11 +50,7 @@ class _Stencil(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         z, weight = ctx.saved_tensors
         if torch.is_grad_enabled():
-            wanted = [t for t in (z, weight) if t.requires_grad]
-            found = iter(
-                torch.autograd.grad(_definition(z, weight), wanted, grad, create_graph=True)
-            )
-            return *(next(found) if t.requires_grad else None for t in (z, weight)), None
+            return *partial_gradients(_definition, (z, weight), grad), None
         grad = grad.contiguous()
         of_z, of_weight = None, None
         if ctx.needs_input_grad[0]:

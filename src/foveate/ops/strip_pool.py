@@ -55,24 +55,24 @@ class StripPool(Reading):
             found += [peak, at.to(torch.int32)]
         return tuple(t.contiguous() for t in found)
 
-    def gradient(self, x: Tensor, small: Tensors, read: Tensors, grads: Tensors) -> Tensors:
+    def gradient(self, x: Tensor, small: Tensors, kept: Tensors, grads: Tensors) -> Tensors:
         H, W = x.shape[2:]
         gx = grads[0] / W + grads[1] / H
         if self.peak:
             rows, columns = (torch.arange(side, device=x.device) for side in (H, W))
-            gx = gx + (columns == read[3]) * grads[2]
-            gx = gx + (rows.unsqueeze(1) == read[5]) * grads[4]
+            gx = gx + (columns == kept[0]) * grads[2]
+            gx = gx + (rows.unsqueeze(1) == kept[1]) * grads[4]
         return (gx.to(x.dtype),)
 
     def enter(
-        self, ledger: Ledger, x: Tensor, small: Tensors, read: Tensors, grads: Tensors
+        self, ledger: Ledger, x: Tensor, small: Tensors, kept: Tensors, grads: Tensors
     ) -> Tensors:
         H, W = x.shape[2:]
         ledger.enter(add_rows=ledger.small(grads[0] / W))
         ledger.enter(add_columns=ledger.small(grads[1] / H))
         if self.peak:
-            ledger.enter(rows_at=read[3], rows_peak=ledger.small(grads[2]))
-            ledger.enter(columns_at=read[5], columns_peak=ledger.small(grads[4]))
+            ledger.enter(rows_at=kept[0], rows_peak=ledger.small(grads[2]))
+            ledger.enter(columns_at=kept[1], columns_peak=ledger.small(grads[4]))
         return ()
 
 

@@ -22,7 +22,10 @@ inline Pair<A> pair_of(Vec<A> x, Vec<A> c, Vec<A> p, A a) {
     const auto tie = (c == p) | !((x > none) | (x < none));
     const auto larger = (x > none) == (c > p);
     const Vec<A> share = tie ? half : (larger ? one : none);
-    const Vec<A> chosen = share * c + (1 - share) * p;
+    Vec<A> chosen = share * c + (1 - share) * p;
+    // An infinite x times a zero is no number, and the larger of that and anything neither.
+    const auto infinite = (x == x) & (x - x != none);
+    chosen = infinite & ((c == none) | (p == none)) ? x - x : chosen;
     return {(chosen - 1) * a + 1, share * a, (1 - share) * a, chosen - 1};
   } else {
     const Vec<A> s = logistic<Vec<A>>(kind == kSum ? c + p : c * p), slope = a * s * (1 - s);
