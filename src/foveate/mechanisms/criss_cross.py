@@ -74,10 +74,15 @@ class CrissCross(Mixer):
         self.key_conv = nn.Conv2d(channels, hidden, 1)
         self.value_conv = nn.Conv2d(channels, channels, 1)
 
+    def mix(self, x: Tensor) -> Tensor:
+        return self._attend(x)
+
     def added(self, x: Tensor) -> Tensor:
-        qkv = project(x, self.query_conv, self.key_conv, self.value_conv, self.scale)
-        dim = self.query_conv.out_channels
-        return ops.criss_cross_attention(qkv, dim).to(x.dtype)  # (B, C, H, W)
+        return self._attend(x, self.scale).to(x.dtype)
+
+    def _attend(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        qkv = project(x, self.query_conv, self.key_conv, self.value_conv, scale)
+        return ops.criss_cross_attention(qkv, self.query_conv.out_channels)  # (B, C, H, W)
 
     def forward(self, x: Tensor) -> Tensor:
         if not ops.criss_cross_served(x):
@@ -87,11 +92,14 @@ class CrissCross(Mixer):
         y = x
         for _ in range(self.recurrence - 1):
             y = self._pass_anew(y)
-        return _laid_out(self._pass(y), like=x)
+        y = self._pass(y)
+        if y.requires_grad and not torch.compiler.is_compiling():
+            y.register_hook(_channels_last)  # once here, rather than in each pass
+        return y.contiguous() if x.is_contiguous() else y
 
     def _pass(self, x: Tensor) -> Tensor:
         """One pass, in the layout that the kernel reads fastest."""
-        return super().forward(x.contiguous(memory_format=torch.channels_last))
+        return super().forward(_channels_last(x))
 
     def _pass_anew(self, x: Tensor) -> Tensor:
         """One pass, of which only the input is kept; the rest is computed anew backward."""
@@ -100,7 +108,5 @@ class CrissCross(Mixer):
         return checkpoint(self._pass, x, use_reentrant=False, preserve_rng_state=False)
 
 
-def _laid_out(y: Tensor, like: Tensor) -> Tensor:
-    if like.is_contiguous():
-        return y.contiguous()
-    return y.contiguous(memory_format=torch.channels_last)
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)

@@ -45,12 +45,18 @@ class DANetPosition(Mixer):
         self.key_conv = nn.Conv2d(channels, hidden, 1)
         self.value_conv = nn.Conv2d(channels, channels, 1)
 
+    def mix(self, x: Tensor) -> Tensor:
+        return self._attend(x)
+
     def added(self, x: Tensor) -> Tensor:
-        qkv = project(x, self.query_conv, self.key_conv, self.value_conv, self.scale)
+        return self._attend(x, self.scale).to(x.dtype)
+
+    def _attend(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        qkv = project(x, self.query_conv, self.key_conv, self.value_conv, scale)
         dim = self.query_conv.out_channels
         q, k, v = map(ops.to_tokens, qkv.split([dim, dim, self.channels], dim=1))
         y = ops.position_attention(q, k, v, scale=1.0)  # (B, 1, HW, C)
-        return ops.from_tokens(y, like=x).to(x.dtype)  # (B, C, H, W)
+        return ops.from_tokens(y, like=x)  # (B, C, H, W)
 
 
 @register_mechanism("danet_channel")
