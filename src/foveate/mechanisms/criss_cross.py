@@ -20,7 +20,8 @@ class CrissCross(Mixer):
     .. math:: y_i = x_i + s \sum_{j \in R_i \cup C_i} \mathrm{softmax}_j(q_i^\top k_j)\,v_j
 
     One softmax spans the :math:`H + W - 1` positions of row and column. The second pass, with the
-    same weights, brings every position to every other.
+    same weights, brings every position to every other. Where kernels serve it, training keeps only
+    the input of each pass but the last, and computes the rest of it again backward.
 
     Args:
         channels: Channels of the feature map; queries and keys have an eighth, at least 1.
