@@ -79,12 +79,25 @@ class CoordinateAttention(Gate):
         self.conv_w = nn.Conv2d(hidden, channels, 1)
 
     def gate(self, x: Tensor) -> dict[str, Tensor]:
-        logits = ops.recomputed(self._logits, *ops.strip_pool(x))  # (B, C, H + W, 1)
-        height, width = logits.split([x.shape[2], x.shape[3]], dim=2)
-        width = width.mT  # (B, C, 1, W)
+        logits = self._logits(*ops.strip_pool(x))  # (B, C, H + W, 1)
+        height, width = self._split(logits, x)
         if self.merge == "sum":
             return {"element": (height + width).sigmoid()}  # (B, C, H, W)
         return {"height": height.sigmoid(), "width": width.sigmoid()}
+
+    def factors(self, x: Tensor) -> dict[str, Tensor]:
+        if self.merge == "sum":
+            return super().factors(x)
+        strips = ops.recomputed(self._tempered, *ops.strip_pool(x))  # (B, C, H + W, 1)
+        height, width = self._split(strips, x)
+        return {"height": height, "width": width}
+
+    def _tempered(self, rows: Tensor, columns: Tensor) -> Tensor:
+        return self.temper(self._logits(rows, columns).sigmoid())
+
+    def _split(self, strips: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        height, width = strips.split([x.shape[2], x.shape[3]], dim=2)
+        return height, width.mT  # (B, C, H, 1), (B, C, 1, W)
 
     def _logits(self, rows: Tensor, columns: Tensor) -> Tensor:
         H, W = rows.shape[2], columns.shape[3]

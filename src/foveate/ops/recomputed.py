@@ -1,7 +1,7 @@
 """Memory for time: what is cheap to compute again is not kept for the backward pass."""
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 
 import torch
@@ -46,14 +46,15 @@ def again() -> bool:
     return not torch.compiler.is_compiling() and _again.get()
 
 
+class _RunningAgain(AbstractContextManager[None]):
+    """What is set while a function is called again; entered once for each backward pass."""
+
+    def __enter__(self) -> None:
+        self.token = _again.set(True)
+
+    def __exit__(self, *error: object) -> None:
+        _again.reset(self.token)
+
+
 def _contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    return nullcontext(), _running_again()
-
-
-@contextmanager
-def _running_again() -> Iterator[None]:
-    token = _again.set(True)
-    try:
-        yield
-    finally:
-        _again.reset(token)
+    return nullcontext(), _RunningAgain()
