@@ -223,6 +223,25 @@ def test_threads_build_once(place: Place) -> None:
     assert place.compiled == 1
 
 
+def test_threads_fail_once(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+
+    def find_compiler() -> compiler.Compiler:
+        tried.append(1)
+        time.sleep(0.1)  # so that the others are there
+        raise build.BuildError("no compiler in this test")
+
+    monkeypatch.setattr(build, "find_compiler", find_compiler)
+
+    def fail() -> None:
+        with ThreadPoolExecutor(4) as pool:
+            errors = [future.exception() for future in [pool.submit(build.load) for _ in range(4)]]
+        assert [str(error) for error in errors] == ["no compiler in this test"] * 4
+
+    warned_once(fail)
+    assert len(tried) == 1
+
+
 def set_cpu(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiler, "cpu", lambda: "x86_64, of another model")
 

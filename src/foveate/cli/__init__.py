@@ -7,6 +7,7 @@ import typer
 from typer.exceptions import TyperException
 
 from foveate.cli.compare import compare
+from foveate.cli.doctor import doctor
 from foveate.cli.list import list_keys
 from foveate.cli.plan import plan
 from foveate.cli.profile import profile
@@ -27,6 +28,7 @@ app.command("plan")(plan)
 app.command("profile")(profile)
 app.command("train")(train)
 app.command("compare")(compare)
+app.command("doctor")(doctor)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

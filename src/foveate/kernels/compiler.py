@@ -15,6 +15,8 @@ from pathlib import Path
 
 import torch
 
+from foveate.kernels.processor import processor
+
 CANDIDATES = ("g++", "clang++", "c++")
 FLAGS = (
     "-std=c++20",
@@ -81,9 +83,8 @@ def fingerprint(compiler: Compiler, sources: Mapping[str, str]) -> str:
 
 def cpu() -> str:
     """What ``-march=native`` depends on: the model and instruction sets of the processor."""
-    first = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
-    found = [line for line in first if line.partition(":")[0].strip() in _CPU_FIELDS]
-    return "\n".join([platform.machine(), *found])
+    fields = processor()
+    return "\n".join([platform.machine(), *(fields.get(name, "") for name in _CPU_FIELDS)])
 
 
 def compile_library(compiler: Compiler, sources: Mapping[str, str], scratch: Path) -> Path:

@@ -1,6 +1,5 @@
 """What a result was computed with."""
 
-import contextlib
 import importlib.metadata
 import platform
 import subprocess
@@ -9,6 +8,8 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+
+from foveate.kernels.processor import processor
 
 _PACKAGES = ("foveate", "torch", "torchvision", "timm", "lightning-fabric", "numpy", "scikit-learn")
 
@@ -36,11 +37,7 @@ def _version(package: str) -> str | None:
 def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or device.type
+    return processor().get("model name") or platform.processor() or device.type
 
 
 def _commit(package: Path) -> str | None:
