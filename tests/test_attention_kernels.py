@@ -310,7 +310,9 @@ def test_mechanisms_are_the_same(key: str, dtype: torch.dtype, layout: torch.mem
 def peak_bytes(run: Callable[[], object]) -> int:
     """Most bytes that tensors made by a call held at once."""
     gc.collect()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with profile(
+        activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True
+    ) as profiler:
         run()
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
     held = peak = 0

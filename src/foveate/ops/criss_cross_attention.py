@@ -38,7 +38,9 @@ def criss_cross_served(x: Tensor) -> bool:
     """Whether kernels serve such a map, which they read fastest where channels are adjacent."""
     if x.device.type != "cpu":
         return False
-    return kernels.compiles(x) or kernels.pick(x, least=LEAST) is torch.ops.foveate_cpu
+    if torch.compiler.is_compiling():
+        return kernels.compiles(x)
+    return kernels.pick(x, least=LEAST) is torch.ops.foveate_cpu
 
 
 def _split(qkv: Tensor, dim: int) -> tuple[Tensor, ...]:

@@ -44,7 +44,9 @@ def position_attention(query: Tensor, key: Tensor, value: Tensor, *, scale: floa
 def _served(query: Tensor, key: Tensor, value: Tensor) -> bool:
     if query.device.type != "cpu" or not query.dtype == key.dtype == value.dtype:
         return False
-    return kernels.compiles(query) or kernels.pick(query, least=LEAST) is torch.ops.foveate_cpu
+    if torch.compiler.is_compiling():
+        return kernels.compiles(query)
+    return kernels.pick(query, least=LEAST) is torch.ops.foveate_cpu
 
 
 def _by_pytorch(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
