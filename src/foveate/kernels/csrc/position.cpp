@@ -161,9 +161,25 @@ struct Gradients {
     store_tile<true>(grad_query.rows(head, first), t.query.data(), t.dim, queries, query.dim);
   }
 
+  // Each of `group` workers takes whole heads, of which it holds the slopes of one tile of keys.
+  void run_heads(Index group) const {
+    const Index size = query.count * kKeys;
+    torch::stable::parallel_for(0, group, 1, [&](int64_t begin, int64_t end) {
+      Backward<A> t(query.dim, value.dim);
+      for (Index worker = begin; worker < end; ++worker)
+        for (Index head = worker; head < key.heads(); head += group)
+          for (Index at = 0; at < key.count; at += kKeys) {
+            keys_tile(t, head, at, slopes + worker * size);
+            for (Index first = 0; first < query.count; first += kQueries)
+              queries_tile(t, head, first, at, slopes + worker * size);
+          }
+    });
+  }
+
   // `group` tiles of keys at a time, as their slopes are held until all queries have had them.
   void run(Index group) const {
     find_delta();
+    if (key.heads() >= group) return run_heads(group);
     const Index tiles = (key.count + kKeys - 1) / kKeys, all = key.heads() * tiles;
     const Index query_tiles = (query.count + kQueries - 1) / kQueries;
     const Index size = query.count * kKeys;
