@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import foveate
 from cases import CASES, DEFAULTS, Case
@@ -412,3 +413,17 @@ def test_the_first_of_equal_maxima_gets_the_gradient(layout: torch.memory_format
     found, expected = (call(module, x, torch.ones_like(x)) for call in (results, eager_results))
     for name, tensor in found.items():
         torch.testing.assert_close(tensor, expected[name])
+
+
+@pytest.mark.parametrize("case", DEFAULTS, ids=lambda case: case.id)
+def test_layers_can_be_pruned(case: Case) -> None:
+    module = case.randomised(case.fit(16), init="identity")
+    x = random_map(2, case.fit(16), 7, 5)
+    pruned = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d)]
+    for layer in pruned:
+        prune.random_unstructured(layer, "weight", 0.5)
+        layer.weight_orig.data.mul_(1.5)  # what a step of training does
+    found = module(x)
+    for layer in pruned:
+        prune.remove(layer, "weight")
+    torch.testing.assert_close(found, module(x), **TOLERANCES[torch.float64])

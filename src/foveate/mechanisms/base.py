@@ -229,7 +229,20 @@ def pointwise(conv: nn.Conv2d, z: Tensor) -> Tensor:
 
     Convolutions of such maps are several times slower, forward and backward.
     """
-    return F.linear(z.flatten(1), conv.weight.flatten(1), conv.bias)[:, :, None, None]
+    if conv._forward_hooks:
+        return conv(z)  # someone wants to see what it gives
+    weight, bias = weights(conv, z)
+    return F.linear(z.flatten(1), weight.flatten(1), bias)[:, :, None, None]
+
+
+def weights(layer: nn.Conv2d, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The weight and the bias of a layer that is not called, but used on a map.
+
+    Pruning, and some normalisation of weights, sets them in hooks that run before a call.
+    """
+    for hook in layer._forward_pre_hooks.values():
+        hook(layer, (x,))
+    return layer.weight, layer.bias
 
 
 def check_odd(**values: int) -> None:

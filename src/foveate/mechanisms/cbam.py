@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from foveate import ops
 from foveate.errors import check_choice
-from foveate.mechanisms.base import Gate, Published, bottleneck, check_odd, pointwise
+from foveate.mechanisms.base import Gate, Published, bottleneck, check_odd, pointwise, weights
 from foveate.mechanisms.norm import GateNorm
 from foveate.registry import register_mechanism
 
@@ -113,7 +113,7 @@ class SpatialGate(nn.Module):
         z = torch.cat([largest, mean], dim=1)  # (B, 2, H, W)
         if self.blend:
             z = z.mean(1, keepdim=True)  # (B, 1, H, W)
-        z = self.bn(ops.stencil(z, self.conv.weight))  # (B, 1, H, W)
+        z = self.bn(ops.stencil(z, weights(self.conv, z)[0]))  # (B, 1, H, W)
         return z.sigmoid()
 
 

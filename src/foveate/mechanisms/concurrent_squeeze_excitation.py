@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from foveate import ops
 from foveate.errors import check_choice
-from foveate.mechanisms.base import Gate, blend, bottleneck, pointwise
+from foveate.mechanisms.base import Gate, blend, bottleneck, pointwise, weights
 from foveate.registry import register_mechanism
 
 MERGES = ("max", "add", "mul", "concat")
@@ -38,7 +38,7 @@ class SpatialExcitation(nn.Module):
         self.conv = nn.Conv2d(channels, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.channel_dot(x, self.conv.weight, self.conv.bias).sigmoid()  # (B, 1, H, W)
+        return ops.channel_dot(x, *weights(self.conv, x)).sigmoid()  # (B, 1, H, W)
 
 
 @register_mechanism("cse")

@@ -1,13 +1,13 @@
 """EMA: Efficient Multi-Scale Attention, Ouyang et al., ICASSP 2023 (arXiv:2305.13563)."""
 
-from typing import ClassVar, cast
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foveate import ops
-from foveate.mechanisms.base import Gate, Published, check_divides
+from foveate.mechanisms.base import Gate, Published, check_divides, weights
 from foveate.registry import register_mechanism
 
 
@@ -86,9 +86,14 @@ class EfficientMultiScaleAttention(Gate):
         of the channels of a convolution is one convolution, with the sum of the kernels.
         """
         asking = self.gn.bias.softmax(0)  # (C/G,)
-        kernel = torch.einsum("o,oihw->ihw", asking, self.conv3x3.weight).unsqueeze(0)
-        bias = torch.einsum("o,o->", asking, cast(Tensor, self.conv3x3.bias)).view(1)
-        return F.conv2d(groups, kernel, bias, padding=1)
+        weight, bias = self._local_weights(groups)
+        kernel = torch.einsum("o,oihw->ihw", asking, weight).unsqueeze(0)
+        return F.conv2d(groups, kernel, torch.einsum("o,o->", asking, bias).view(1), padding=1)
+
+    def _local_weights(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        weight, bias = weights(self.conv3x3, x)
+        assert bias is not None
+        return weight, bias
 
     def _local_mean(self, x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         """The mean over the positions of the 3x3 convolution, from those of rows and columns.
@@ -107,8 +112,8 @@ class EfficientMultiScaleAttention(Gate):
                     left_out = left_out - x[:, :, row, column] / (H * W)
                 windows.append(mean - left_out)
         seen = torch.cat(windows, dim=3).unflatten(3, (3, 3)).squeeze(2)  # (B G, C/G, 3, 3)
-        local = torch.einsum("bihw,oihw->bo", seen, self.conv3x3.weight)
-        return (local + cast(Tensor, self.conv3x3.bias))[:, :, None, None]
+        weight, bias = self._local_weights(x)
+        return (torch.einsum("bihw,oihw->bo", seen, weight) + bias)[:, :, None, None]
 
     def maps(self, x: Tensor) -> dict[str, Tensor]:
         gate = self.factors(x)["position"]  # (B, G, H, W)

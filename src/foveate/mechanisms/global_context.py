@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from foveate import ops
 from foveate.errors import check_choice
-from foveate.mechanisms.base import Mixer, Published, bottleneck, pointwise
+from foveate.mechanisms.base import Mixer, Published, bottleneck, pointwise, weights
 from foveate.registry import register_mechanism
 
 POOLINGS = ("attention", "average")
@@ -102,7 +102,7 @@ class GlobalContext(Mixer):
 
     def attend(self, x: Tensor) -> Tensor:
         """The weight of each position in the mean."""
-        logits = ops.channel_dot(x, self.conv_mask.weight, self.conv_mask.bias)  # (B, 1, H, W)
+        logits = ops.channel_dot(x, *weights(self.conv_mask, x))  # (B, 1, H, W)
         return logits.flatten(2).softmax(2).unflatten(2, x.shape[2:])  # (B, 1, H, W)
 
     def mix(self, x: Tensor) -> Tensor:

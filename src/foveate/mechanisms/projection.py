@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from foveate.mechanisms.base import weights
+
 
 def project(
     x: Tensor, query: nn.Conv2d, key: nn.Conv2d, value: nn.Conv2d, scale: Tensor | None
@@ -22,10 +24,10 @@ def project(
     Returns:
         Map ``(B, D + D + V, H, W)``.
     """
-    last = (value.weight, value.bias)
+    weight_and_bias = [weights(layer, x) for layer in (query, key, value)]
     if scale is not None:
-        last = (value.weight * scale, None if value.bias is None else value.bias * scale)
-    weight = torch.cat([query.weight, key.weight, last[0]])
-    if query.bias is None or key.bias is None or last[1] is None:
-        return F.conv2d(x, weight)
-    return F.conv2d(x, weight, torch.cat([query.bias, key.bias, last[1]]))
+        weight, bias = weight_and_bias[2]
+        weight_and_bias[2] = (weight * scale, None if bias is None else bias * scale)
+    weight = torch.cat([weight for weight, _ in weight_and_bias])
+    biases = [bias for _, bias in weight_and_bias if bias is not None]
+    return F.conv2d(x, weight, torch.cat(biases) if len(biases) == 3 else None)
