@@ -204,9 +204,7 @@ def in_no_block(function: Callable[..., object], *arguments: object) -> object:
 
 def test_an_unknown_path_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FOVEATE_KERNELS", "cuda")
-    with pytest.raises(
-        InvalidValueError, match=r"FOVEATE_KERNELS .cuda.; .*eager, triton"
-    ):
+    with pytest.raises(InvalidValueError, match=r"FOVEATE_KERNELS .cuda.; .*eager, triton"):
         in_no_block(kernels.explain, torch.device("cpu"))
     with pytest.raises(InvalidValueError, match="path 'fast'"), kernels.using("fast"):
         pass
