@@ -1,5 +1,6 @@
 """Builds the C++ kernels once for this machine and loads them, at most once a process."""
 
+import logging
 import tempfile
 import threading
 import warnings
@@ -22,6 +23,7 @@ from foveate.kernels.compiler import BuildError as BuildError
 
 SOURCES = Path(__file__).parent / "csrc"
 
+_log = logging.getLogger("foveate")
 _lock = threading.Lock()
 _outcome: Path | BuildError | None = None
 
@@ -99,6 +101,7 @@ def _load_somehow() -> tuple[Path, str | None]:
     compiler, sources = find_compiler(), read_sources(SOURCES)
 
     def make(scratch: Path) -> Path:
+        _log.warning("foveate builds its C++ kernels for this machine, once: about half a minute")
         return compile_library(compiler, sources, scratch)
 
     try:
