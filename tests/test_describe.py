@@ -132,9 +132,11 @@ def test_steps_of_squeeze_excitation() -> None:
     assert outline(steps("se")) == [
         ("input", "C × H × W", []),
         ("mean", "C × 1 × 1", [0]),
-        ("conv 1 × 1, ReLU", "C/16 × 1 × 1", [1]),
-        ("conv 1 × 1, sigmoid", "C × 1 × 1", [2]),
-        ("multiply", "C × H × W", [0, 3]),
+        ("linear", "C/16", [1]),
+        ("ReLU", "C/16 × 1 × 1", [2]),
+        ("linear", "C", [3]),
+        ("sigmoid", "C × 1 × 1", [4]),
+        ("multiply", "C × H × W", [0, 5]),
     ]
 
 
@@ -142,7 +144,7 @@ def test_steps_of_coordinate_attention() -> None:
     assert outline(steps("coord"))[3:6] == [
         ("concatenate", "C × (H + W) × 1", [1, 2]),
         ("conv 1 × 1, batch norm, h-swish", "C/32 × (H + W) × 1", [3]),
-        ("conv 1 × 1, sigmoid", "C × H × 1", [4]),
+        ("conv 1 × 1", "C × H × 1", [4]),
     ]
 
 
