@@ -1,0 +1,35 @@
+"""The tests of the Triton kernels, each time in a process that knows where kernels run."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+
+def run_tests(**environment: str) -> None:
+    laws = Path(__file__).with_name("triton_kernels.py")
+    finished = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(laws)],
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert finished.returncode == 0, finished.stdout
+
+
+def test_under_the_interpreter() -> None:
+    # Triton asks for it when it is imported.
+    run_tests(TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="")
+
+
+@pytest.mark.gpu
+def test_on_the_graphics_card() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no graphics card")
+    run_tests(TRITON_INTERPRET="0")
