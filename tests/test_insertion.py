@@ -93,7 +93,8 @@ def test_compile_and_export_agree_with_eager(key: str, where: str) -> None:
     model.eval()
     want = model(x)
     torch._dynamo.reset()
-    assert torch.equal(torch.compile(model, backend="eager", fullgraph=True)(x), want)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), want)  # which may call kernels on smaller maps
     dynamic = (dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC),)
     exported = torch.export.export(model, (x,), dynamic_shapes=dynamic).module()
     for other in (x, torch.rand(3, 3, 12, 20)):
