@@ -11,8 +11,11 @@ import torch
 pytest.importorskip("triton")
 
 
-def run_tests(**environment: str) -> None:
-    laws = Path(__file__).with_name("triton_kernels.py")
+each_file = pytest.mark.parametrize("name", ["triton_statistics.py", "triton_gates.py"])
+
+
+def run_tests(name: str, **environment: str) -> None:
+    laws = Path(__file__).with_name(name)
     finished = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(laws)],
         env=os.environ | environment,
@@ -23,13 +26,15 @@ def run_tests(**environment: str) -> None:
     assert finished.returncode == 0, finished.stdout
 
 
-def test_under_the_interpreter() -> None:
+@each_file
+def test_under_the_interpreter(name: str) -> None:
     # Triton asks for it when it is imported.
-    run_tests(TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="")
+    run_tests(name, TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="")
 
 
 @pytest.mark.gpu
-def test_on_the_graphics_card() -> None:
+@each_file
+def test_on_the_graphics_card(name: str) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no graphics card")
-    run_tests(TRITON_INTERPRET="0")
+    run_tests(name, TRITON_INTERPRET="0")
