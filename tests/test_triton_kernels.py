@@ -38,3 +38,7 @@ def test_on_the_graphics_card(name: str) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no graphics card")
     run_tests(name, TRITON_INTERPRET="0")
+
+
+def test_compiled_without_a_graphics_card(tmp_path: Path) -> None:
+    run_tests("triton_compiled.py", TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path))

@@ -15,9 +15,7 @@ from foveate.kernels.triton.places import index, locate_in_map
 @triton.jit
 def joined(factor, gate, TOTAL: tl.constexpr):
     """One more gate."""
-    if TOTAL:
-        return factor + gate
-    return factor * gate
+    return factor + gate if TOTAL else factor * gate
 
 
 @triton.jit

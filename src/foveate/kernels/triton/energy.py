@@ -203,4 +203,4 @@ def energy_gradient(
     )
     merge(found, (sums, None, None, None))
     _write(x, grad, statistics, strength, sums, to, regularization)
-    of_strength.copy_(sums[2])
+    of_strength.copy_(sums[2].view_as(of_strength))

@@ -13,6 +13,4 @@ def logistic(x):
 @triton.jit
 def strength_of(strength, WIDE: tl.constexpr):
     """The strength, which is 1 if it is not given."""
-    if strength is None:
-        return tl.full((), 1, WIDE)
-    return tl.load(strength)
+    return tl.full((), 1, WIDE) if strength is None else tl.load(strength)

@@ -38,14 +38,13 @@ def pair_of(x, c, p, a, KIND: tl.constexpr):
     """The factor of an element, and its derivatives by c, by p and by a."""
     if KIND == 2:
         share, chosen = chosen_share(x, c, p)
-        return (chosen - 1) * a + 1, share * a, (1 - share) * a, chosen - 1
-    if KIND == 1:
-        s = logistic(c * p)
-        slope = a * s * (1 - s)
-        return s * a + 1, slope * p, slope * c, s
-    s = logistic(c + p)
-    slope = a * s * (1 - s)
-    return s * a + 1, slope, slope, s
+        by_c, by_p, by_a = share * a, (1 - share) * a, chosen - 1
+    else:
+        by_a = logistic(c + p if KIND == 0 else c * p)
+        slope = a * by_a * (1 - by_a)
+        by_c = slope if KIND == 0 else slope * p
+        by_p = slope if KIND == 0 else slope * c
+    return by_a * a + 1, by_c, by_p, by_a
 
 
 @triton.jit

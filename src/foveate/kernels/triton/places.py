@@ -7,9 +7,7 @@ import triton.language as tl
 @triton.jit
 def index(b, c, n, C, N, LAST: tl.constexpr):
     """Place in memory of channel c of C and position n of N in image b, a 64-bit number."""
-    if LAST:
-        return (b * N + n) * C + c
-    return (b * C + c) * N + n
+    return (b * N + n) * C + c if LAST else (b * C + c) * N + n
 
 
 @triton.jit
