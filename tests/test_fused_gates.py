@@ -18,14 +18,7 @@ from foveate.mechanisms.base import Gate
 from tolerances import TOLERANCES, assert_close
 
 FORMATS = [torch.contiguous_format, torch.channels_last]
-SHAPES = [
-    (2, 16, 8, 8),
-    (1, 4, 7, 5),
-    (2, 64, 14, 10),
-    (3, 40, 1, 9),
-    (1, 24, 17, 33),
-    (2, 1, 1, 1),
-]
+SHAPES = [(1, 4, 7, 5), (2, 64, 14, 10), (1, 24, 17, 33), (2, 1, 1, 1)]
 
 
 def is_fused(case: Case, channels: int = 256) -> bool:
@@ -110,7 +103,7 @@ def test_gradients_are_those_without_kernels(
         torch.testing.assert_close(tensor, expected[name], **TOLERANCES[torch.float64], msg=name)
 
 
-@every_fused
+@every_fused_default
 @both_formats
 def test_gradients_are_those_of_finite_differences(case: Case, layout: torch.memory_format) -> None:
     module = case.randomised(case.fit(4), init="identity").train()
