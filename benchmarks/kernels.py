@@ -1,4 +1,4 @@
-"""Gates against every rival: time in copies of the map, memory, and what a ResNet-50 pays.
+"""Attention against every rival: time, memory, and what a ResNet-50 pays.
 
 One process; all rivals take turns in each round. Prints the targets, each met or not, and writes
 the measurements as JSON and, from these, a page with a figure.
@@ -20,12 +20,13 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when torch is imported
 
 import torch
 
-from gatebench import gates, hosts, record, targets
+from gatebench import gates, hosts, positions, record, targets
 from gatebench.clock import FEW
 from gatebench.rivals import KEYS
 
 DOCS = record.ROOT / "docs"
 RESULTS = record.ROOT / "benchmarks/results"
+MEASURED = (*KEYS, *positions.KEYS)
 FILES = {"cpu": RESULTS / "kernels.json", "cuda": RESULTS / "kernels_cuda.json"}
 
 
@@ -35,7 +36,10 @@ def chosen(args: argparse.Namespace) -> gates.Scope:
     if args.quick:
         quick = gates.QUICK
         scope = quick if args.device == "cpu" else dataclasses.replace(scope, hosts=(), rounds=FEW)
-    return scope if args.only is None else dataclasses.replace(scope, keys=args.only, hosts=())
+    if args.only is None:
+        return scope
+    keys, between = ([key for key in args.only if key in known] for known in (KEYS, positions.KEYS))
+    return dataclasses.replace(scope, keys=keys, positions=between, hosts=())
 
 
 def told(records: Iterable[dict[str, Any]], start: float) -> Iterator[dict[str, Any]]:
@@ -56,6 +60,7 @@ def measure(scope: gates.Scope, device: torch.device) -> dict[str, Any]:
         "environment": environment,
         "gates": list(told(gates.times(scope, device), start)),
         "memory": list(told(gates.memory(scope, device), start)),
+        "positions": list(told(positions.measure(scope.positions, scope.rounds, device), start)),
         "hosts": [hosts.measure(case, device) for case in scope.hosts],
         "seconds": round(time.perf_counter() - start),
     }
@@ -85,7 +90,7 @@ def render() -> None:
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=list(FILES), default="cpu")
-    parser.add_argument("--only", type=_keys, help=f"gates, with commas: {','.join(KEYS)}")
+    parser.add_argument("--only", type=_keys, help=f"mechanisms, with commas: {','.join(MEASURED)}")
     parser.add_argument("--quick", action="store_true", help="fewer shapes, rounds and rivals")
     parser.add_argument("--render", action="store_true", help="write the page, measure nothing")
     parser.add_argument("--out", type=Path, help="file of the measurements")
@@ -98,8 +103,8 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _keys(text: str) -> list[str]:
     keys = text.split(",")
     for key in keys:
-        if key not in KEYS:
-            raise argparse.ArgumentTypeError(f"no gate with kernels is called {key!r}")
+        if key not in MEASURED:
+            raise argparse.ArgumentTypeError(f"no mechanism with kernels is called {key!r}")
     return keys
 
 

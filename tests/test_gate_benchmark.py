@@ -12,7 +12,16 @@ import gatebench.hosts
 import kernels
 from foveate import create
 from foveate.cost import count_parameters
-from gatebench import clock, gates, memory, page, rivals, targets
+from gatebench import (
+    clock,
+    gates,
+    memory,
+    page,
+    position_forms,
+    positions,
+    rivals,
+    targets,
+)
 from gatebench.record import write
 
 SHAPE = (2, 64, 7, 5)
@@ -135,7 +144,21 @@ def result(eager: float = 2.0, timm: float = 9.0, compiled: float = 9.0) -> dict
         },
         "gates": entries,
         "memory": [{"mechanism": "se", "rivals": held}],
+        "positions": [between(key) for key in positions.KEYS],
         "hosts": hosts,
+    }
+
+
+def between(key: str) -> dict:
+    """An invented measurement of attention between positions."""
+    forms = [form for name in position_forms.FORMS[key] for form in (name, rivals.compiled(name))]
+    slower = {rivals.EAGER: 2.0, **dict.fromkeys(forms, 3.0)}
+    peaks = {rivals.FOVEATE: 4.0, rivals.EAGER: 9.0, **dict.fromkeys(forms, 10.0)}
+    return {
+        **{"mechanism": key, "shape": "1x512x97x97", "rounds": 7},
+        "milliseconds": {name: times(value) for name, value in {"foveate": 1.0, **slower}.items()},
+        "slower": {name: times(value) for name, value in slower.items()},
+        "memory": {name: {"peak": value} for name, value in peaks.items()},
     }
 
 
@@ -149,8 +172,25 @@ def test_verdicts_follow_the_numbers() -> None:
     assert compiled["at least 8x"].text == "not met, 1 of 1 miss"
     assert compiled["at least 2.5x"].text == "met"
     assert verdicts(result(eager=0.9))["at least 0.95x"].text == "not met, 272 of 272 miss"
-    empty = {**result(), "gates": [], "memory": [], "hosts": []}
+    empty = {**result(), "gates": [], "memory": [], "positions": [], "hosts": []}
     assert {v.text for v in verdicts(empty).values()} == {"not measured"}
+
+
+def test_attention_between_positions_is_judged_by_its_fastest_form() -> None:
+    found = result()
+    for entry in found["positions"]:
+        entry["slower"][rivals.compiled(position_forms.EINSUM)] = times(1.9)
+        entry["slower"][rivals.compiled(rivals.TEXTBOOK)] = times(1.4)
+        entry["memory"][rivals.FOVEATE]["peak"] = 6.1
+    shown = verdicts(found)
+    for demand, value in {
+        "at least 2x": 1.9,
+        "at least 1.5x": 1.4,
+        "at most 6 x input": 6.1,
+        "at most 0.5 of einsum's": 0.61,
+    }.items():
+        assert shown[demand].text == "not met, 1 of 1 miss"
+        assert shown[demand].value == pytest.approx(value)
 
 
 def test_a_verdict_names_the_worst() -> None:
@@ -171,6 +211,7 @@ def test_the_page_shows_losses_and_gaps(tmp_path: Path) -> None:
     page.write({"cpu": result(eager=0.9)}, tmp_path)
     text = (tmp_path / "kernels_measured.md").read_text()
     assert "| `se` | **0.90** |" in text
+    assert "| `criss_cross`, 1 × 512 × 97 × 97 | einsum | 3 (2.7 to 3.3) | 3.00 | 10 |" in text
     assert "- timm eager, `ge`: `TypeError: no`" in text
     assert "- timm se: `ImportError: no`" in text
     assert "nan" not in text
@@ -194,7 +235,7 @@ def test_a_partial_measurement_is_written_only_where_asked(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--only", "se,nope"], "no gate with kernels is called 'nope'"),
+        (["--only", "se,nope"], "no mechanism with kernels is called 'nope'"),
         (["--device", "cuda"], "--device cuda needs a graphics card"),
     ],
 )

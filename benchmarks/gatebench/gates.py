@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gatebench import positions
 from gatebench.clock import FEW, ROUNDS, Contender, Rounds, quartiles, ratios, take_turns
 from gatebench.hosts import FORMATS, ON_CARD, ON_PROCESSOR, Case
 from gatebench.memory import footprint
@@ -40,13 +41,15 @@ class Scope:
     compiled: Sequence[str] = ()
     """Shapes on which the compiled rivals take part."""
     keys: Sequence[str] = KEYS
+    positions: Sequence[str] = positions.KEYS
+    """Mechanisms that attend between positions."""
     dtype: torch.dtype = torch.float32
     rounds: Rounds = ROUNDS
 
 
 ALL = (*LARGE, "1x256x56x56", "32x512x28x28", "2x40x13x17")
 FULL = Scope(ALL, ("contiguous", "channels_last"), ON_PROCESSOR, compiled=LARGE)
-QUICK = Scope((LARGE[0], LARGE[2]), ("contiguous",), (), keys=COMPILED, rounds=FEW)
+QUICK = Scope((LARGE[0], LARGE[2]), ("contiguous",), (), keys=COMPILED, positions=(), rounds=FEW)
 CARD = Scope(
     (ON_CARD_SHAPE, "64x512x28x28", "64x1024x14x14", "64x2048x7x7", LARGE[0]),
     ("channels_last",),

@@ -36,6 +36,8 @@ has the quartiles.
 MEMORY = """Saved for the backward pass, the input included, parameters not; in brackets the most
 that is allocated at a time beyond the input and the gradient of the output. In multiples of the
 input."""
+BETWEEN = """All rivals have the same weights and results, but for timm's, whose queries, keys and
+values have an eighth of the channels. Peak memory in multiples of the input."""
 HOSTS = """torchvision's ResNet-50 with random weights at 224 px, a gate behind the last
 normalisation of each of the 16 residual branches: foveate's by
 `insert(where="residual", init="paper")`, timm's by a forward hook in the same places of the same
@@ -68,6 +70,7 @@ def sections(found: dict[str, dict[str, Any]]) -> Iterator[str]:
     yield "## Times as fast as timm without compilation\n\n" + _against(result, [TIMM_EAGER])
     yield "## Times as fast as foveate without kernels\n\n" + _against(result, [EAGER])
     yield f"## Memory of a training step, {place}\n\n" + _memory(result)
+    yield "## Attention between positions\n\n" + _between(result)
     yield "## A ResNet-50\n\n" + _hosts(result)
     yield "## Not measured\n\n" + _missing(result)
     if "cuda" in found:
@@ -147,6 +150,22 @@ def _memory(result: dict[str, Any]) -> str:
         shown = (f"{c['saved']:.3g} ({c['peak']:.3g})" if c else "" for c in cells)
         rows.append((f"`{key}`", *shown))
     return f"{MEMORY}\n\n" + table(("", *names), rows)
+
+
+def _between(result: dict[str, Any]) -> str:
+    rows = [
+        (
+            f"`{entry['mechanism']}`, {_spaced(entry['shape'])}",
+            name,
+            f"{middle:.3g} ({low:.3g} to {high:.3g})",
+            _speed(entry["slower"][name][1]) if name in entry["slower"] else "",
+            f"{entry['memory'][name]['peak']:.3g}",
+        )
+        for entry in result["positions"]
+        for name, (low, middle, high) in entry["milliseconds"].items()
+    ]
+    heads = ("", "rival", "ms of a training step (quartiles)", "times as long as foveate", "peak")
+    return f"{BETWEEN}\n\n" + table(heads, rows)
 
 
 def _hosts(result: dict[str, Any]) -> str:

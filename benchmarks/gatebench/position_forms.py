@@ -1,12 +1,14 @@
 """Attention between positions as popular repositories print it, with foveate's parameters."""
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foveate.registry import get_mechanism
+from gatebench.rivals import TEXTBOOK
+
+PERMUTED = "permuted copies"
+EINSUM = "einsum"
 
 
 class DANetPosition(get_mechanism("danet_position")):
@@ -121,14 +123,14 @@ class ExternalAttention(get_mechanism("external")):
         return F.relu(self.bn(self.conv2(out)) + x)
 
 
-FORMS: dict[str, Sequence[type[nn.Module]]] = {
-    "danet_position": [DANetPosition],
-    "criss_cross": [CrissCross, CrissCrossEinsum],
-    "nl": [NonLocal],
-    "mhsa": [SelfAttention],
-    "a2": [DoubleAttention],
-    "efficient": [EfficientAttention],
-    "external": [ExternalAttention],
+FORMS: dict[str, dict[str, type[nn.Module]]] = {
+    "danet_position": {TEXTBOOK: DANetPosition},
+    "criss_cross": {PERMUTED: CrissCross, EINSUM: CrissCrossEinsum},
+    "nl": {TEXTBOOK: NonLocal},
+    "mhsa": {TEXTBOOK: SelfAttention},
+    "a2": {TEXTBOOK: DoubleAttention},
+    "efficient": {TEXTBOOK: EfficientAttention},
+    "external": {TEXTBOOK: ExternalAttention},
 }
 
 

@@ -21,13 +21,10 @@ COMPILED = ("cbam", "coord", "gc", "se", "eca")
 """Those with a target against timm; each compilation takes seconds."""
 FOVEATE = "foveate"
 EAGER = "foveate eager"
-FOVEATE_COMPILED = "foveate compiled"
 TIMM_EAGER = "timm eager"
-TIMM_COMPILED = "timm compiled"
 TORCHVISION = "torchvision"
 TEXTBOOK = "textbook"
 COPY = "copy"
-NAMES = (FOVEATE, EAGER, FOVEATE_COMPILED, TIMM_EAGER, TIMM_COMPILED, TORCHVISION, TEXTBOOK)
 
 Layer = Callable[[Tensor], Tensor]
 
@@ -42,6 +39,15 @@ class Rival:
     """The module, or its compiled form."""
     path: str | None = None
     """Which kernels of foveate it takes; None to leave it to the environment."""
+
+
+def compiled(name: str) -> str:
+    """The name of a rival's compiled form."""
+    return f"{name.removesuffix(' eager')} compiled"
+
+
+FOVEATE_COMPILED, TIMM_COMPILED = compiled(FOVEATE), compiled(TIMM_EAGER)
+NAMES = (FOVEATE, EAGER, FOVEATE_COMPILED, TIMM_EAGER, TIMM_COMPILED, TORCHVISION, TEXTBOOK)
 
 
 def options(key: str, shape: Sequence[int]) -> dict[str, object]:
@@ -79,11 +85,10 @@ def eager_rivals(key: str, shape: Sequence[int]) -> tuple[list[Rival], dict[str,
 def compiled_rivals(rivals: Sequence[Rival]) -> list[Rival]:
     """The modules of foveate and timm again, compiled for one shape."""
     torch.compiler.reset()
-    names = {FOVEATE: FOVEATE_COMPILED, TIMM_EAGER: TIMM_COMPILED}
     return [
-        Rival(names[rival.name], rival.module, torch.compile(rival.module, dynamic=False))
+        Rival(compiled(rival.name), rival.module, torch.compile(rival.module, dynamic=False))
         for rival in rivals
-        if rival.name in names
+        if rival.name in (FOVEATE, TIMM_EAGER)
     ]
 
 

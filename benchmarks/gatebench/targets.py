@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gatebench.rivals import EAGER, FOVEATE, TIMM_COMPILED, TIMM_EAGER
+from gatebench.position_forms import EINSUM, TEXTBOOK
+from gatebench.rivals import EAGER, FOVEATE, TIMM_COMPILED, TIMM_EAGER, compiled
 
 LARGE = ("8x256x56x56", "8x512x28x28", "8x1024x14x14", "8x2048x7x7", "64x64x32x32")
 ON_CARD = "64x256x56x56"
@@ -134,6 +135,35 @@ def _added(gate: str, mode: str) -> Callable[[Record], Values]:
     return values
 
 
+def _over_form(key: str, form: str) -> Callable[[Record], Values]:
+    """How many times as long a textbook form takes, compiled or not."""
+
+    def values(result: Record) -> Values:
+        for entry, where in _positions(result, key):
+            ratio = speed(entry, [form, compiled(form)])
+            if ratio is not None:
+                yield ratio, where
+
+    return values
+
+
+def _peak_of(key: str, form: str | None = None) -> Callable[[Record], Values]:
+    """In multiples of the input, or of the peak of a textbook form."""
+
+    def values(result: Record) -> Values:
+        for entry, where in _positions(result, key):
+            unit = 1.0 if form is None else entry["memory"][form]["peak"]
+            yield entry["memory"][FOVEATE]["peak"] / unit, where
+
+    return values
+
+
+def _positions(result: Record, key: str) -> Iterator[tuple[Record, str]]:
+    for entry in result["positions"]:
+        if entry["mechanism"] == key:
+            yield entry, entry["shape"]
+
+
 def _over_bytes(result: Record) -> Values:
     for entry, where in entries(result, ["cbam"], "training", [ON_CARD]):
         yield entry["copies"][FOVEATE][1] / (MAP_PASSES / 2), where
@@ -158,6 +188,22 @@ ON_PROCESSOR_TARGETS = (
             ("inference", "cbam", 6),
             ("inference", "se", 3),
         )
+    ),
+    Target(
+        "`danet_position` training, its peak",
+        6,
+        " x input",
+        _peak_of("danet_position"),
+        least=False,
+    ),
+    Target("`danet_position` training", 1.5, "x", _over_form("danet_position", TEXTBOOK)),
+    Target("`criss_cross` training", 2, "x", _over_form("criss_cross", EINSUM)),
+    Target(
+        "`criss_cross` training, its peak",
+        0.5,
+        " of einsum's",
+        _peak_of("criss_cross", EINSUM),
+        least=False,
     ),
 )
 ON_CARD_TARGETS = (
