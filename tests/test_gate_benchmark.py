@@ -63,6 +63,15 @@ def test_rivals_have_as_many_parameters(key: str) -> None:
     assert set(missing) <= ({rivals.TIMM_EAGER} if key == "ge" else set())
 
 
+def test_a_rival_that_refuses_a_shape_is_missing() -> None:
+    """Norms of the textbook form of BAM: one sample, and one position after pooling."""
+    scope = gates.Scope(["1x8x5x3"], ["contiguous"], (), keys=["bam"], rounds=(2, 2))
+    inference, training = gates.times(scope, CPU)
+    assert rivals.TEXTBOOK in inference["copies"]
+    assert rivals.TEXTBOOK not in training["copies"]
+    assert training["missing"][rivals.TEXTBOOK].startswith("ValueError: Expected more than 1 value")
+
+
 def test_contenders_take_turns() -> None:
     calls: list[str] = []
     contenders = [

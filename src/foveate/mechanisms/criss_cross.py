@@ -2,14 +2,12 @@
 
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from foveate import ops
 from foveate.errors import check_positive
 from foveate.mechanisms.base import Mixer, Published, bottleneck
-from foveate.mechanisms.projection import project
+from foveate.mechanisms.projection import project, stacked
 from foveate.registry import register_mechanism
 
 
@@ -20,8 +18,8 @@ class CrissCross(Mixer):
     .. math:: y_i = x_i + s \sum_{j \in R_i \cup C_i} \mathrm{softmax}_j(q_i^\top k_j)\,v_j
 
     One softmax spans the :math:`H + W - 1` positions of row and column. The second pass, with the
-    same weights, brings every position to every other. Where kernels serve it, training keeps only
-    the input of each pass but the last, and computes the rest of it again backward.
+    same weights, brings every position to every other. Where kernels serve it, training keeps the
+    input of each pass and the projection of the last, and projects again for the others backward.
 
     Args:
         channels: Channels of the feature map; queries and keys have an eighth, at least 1.
@@ -76,38 +74,13 @@ class CrissCross(Mixer):
         self.value_conv = nn.Conv2d(channels, channels, 1)
 
     def mix(self, x: Tensor) -> Tensor:
-        return self._attend(x)
-
-    def added(self, x: Tensor) -> Tensor:
-        return self._attend(x, self.scale).to(x.dtype)
-
-    def _attend(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
-        qkv = project(x, self.query_conv, self.key_conv, self.value_conv, scale)
+        qkv = project(x, self.query_conv, self.key_conv, self.value_conv, None)
         return ops.criss_cross_attention(qkv, self.query_conv.out_channels)  # (B, C, H, W)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not ops.criss_cross_served(x):
-            for _ in range(self.recurrence):
-                x = super().forward(x)
-            return x
+        weight, bias = stacked(x, self.query_conv, self.key_conv, self.value_conv, self.scale)
         y = x
-        for _ in range(self.recurrence - 1):
-            y = self._pass_anew(y)
-        y = self._pass(y)
-        if y.requires_grad and not torch.compiler.is_compiling():
-            y.register_hook(_channels_last)  # once here, rather than in each pass
+        for number in range(self.recurrence):
+            last = number == self.recurrence - 1
+            y = ops.criss_cross_pass(y, weight, bias, self.query_conv.out_channels, keep=last)
         return y.contiguous() if x.is_contiguous() else y
-
-    def _pass(self, x: Tensor) -> Tensor:
-        """One pass, in the layout that the kernel reads fastest."""
-        return super().forward(_channels_last(x))
-
-    def _pass_anew(self, x: Tensor) -> Tensor:
-        """One pass, of which only the input is kept; the rest is computed anew backward."""
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-            return self._pass(x)
-        return checkpoint(self._pass, x, use_reentrant=False, preserve_rng_state=False)
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last)

@@ -5,7 +5,7 @@ from foveate.ops.channel_attention import channel_attention as channel_attention
 from foveate.ops.channel_dot import channel_dot as channel_dot
 from foveate.ops.channel_pool import channel_pool as channel_pool
 from foveate.ops.criss_cross_attention import criss_cross_attention as criss_cross_attention
-from foveate.ops.criss_cross_attention import criss_cross_served as criss_cross_served
+from foveate.ops.criss_cross_pass import criss_cross_pass as criss_cross_pass
 from foveate.ops.energy_gate import energy as energy
 from foveate.ops.energy_gate import energy_gate as energy_gate
 from foveate.ops.ledger import fuse as fuse

@@ -89,6 +89,20 @@ def _backward(grad: Tensor, qkv: Tensor, dim: int, lse: Tensor) -> Tensor:
     return grads.to(qkv.dtype)
 
 
+def _backward_in_place(grad: Tensor, qkv: Tensor, dim: int, lse: Tensor) -> Tensor:
+    """The gradients in the place of what they are the gradients of, which is lost."""
+    if torch.promote_types(qkv.dtype, torch.float32) != qkv.dtype:
+        return _backward(grad, qkv, dim, lse)  # sums need a wider dtype
+    B, _, H, W = qkv.shape
+    query, key, value = _split(qkv, dim)
+    narrow = _room(qkv, (B, 2 * dim, H, W))
+    torch.ops.foveate_cpu.criss_cross_attention_backward(
+        grad, query, key, value, lse, *narrow.split(dim, dim=1), value, torch.empty_like(lse)
+    )
+    qkv[:, : 2 * dim] = narrow
+    return qkv
+
+
 _op = torch.library.custom_op("foveate::criss_cross_attention", _forward, mutates_args=())
 _backward_op = torch.library.custom_op(
     "foveate::criss_cross_attention_backward", _backward, mutates_args=()

@@ -135,8 +135,11 @@ struct BackwardTiles {
         grad_value(count * value_dim) {}
 };
 
-// A pass over the columns finds their share of `delta`, the mean slope of the scores of each
-// position; one over the rows completes it and writes gradients; a second over the columns adds.
+// What a pass over all columns or rows finds: the share of the columns in `delta`, the mean slope of
+// the scores of each position; the gradients of queries and keys, which the rows begin, completing
+// `delta`; or those of the values. These are not read for it: their gradients may take their place.
+enum class Stage { kDelta, kScores, kValues };
+
 template <class T, class A = Acc<T>>
 struct Differentiate {
   Lines lines;
@@ -144,23 +147,30 @@ struct Differentiate {
   const A* lse;
   Tokens<A> grad_query, grad_key, grad_value;
   A* delta;
-  bool only_delta;
+  Stage stage;
 
   // Scores of one position to weights, and the slopes of its weights to those of its scores.
   void slope(BackwardTiles<A>& t, Index line, Index i, A* scores, A* slopes) const {
     lines.mask(scores, i);
     const Index at = lines.place(line, i);
     exponentials(scores, t.wide, lse[at]);
-    if (only_delta) delta[at] = dot(scores, slopes, t.wide);
-    else if (!lines.columns) delta[at] += dot(scores, slopes, t.wide);
+    if (stage == Stage::kValues) return;
+    if (stage == Stage::kDelta) {
+      delta[at] = dot(scores, slopes, t.wide);
+      return;
+    }
+    if (!lines.columns) delta[at] += dot(scores, slopes, t.wide);
     for (Index j = 0; j < t.wide; j += kLanes<A>)
       narrow(slopes + j, widen(scores + j) * (widen(slopes + j) - delta[at]));
   }
 
-  void gather(BackwardTiles<A>& t, Index line, Index first, Index queries) const {
+  void gather_values(BackwardTiles<A>& t, Index first, Index queries) const {
+    product<A>(lines.count, t.value_dim, queries, {t.weights.data(), 1, t.wide}, t.grad.data(),
+               t.value_dim, t.grad_value.data(), t.value_dim, first > 0);
+  }
+
+  void gather_scores(BackwardTiles<A>& t, Index line, Index first, Index queries) const {
     const Index n = lines.count;
-    product<A>(n, t.value_dim, queries, {t.weights.data(), 1, t.wide}, t.grad.data(), t.value_dim,
-               t.grad_value.data(), t.value_dim, first > 0);
     product<A>(n, t.dim, queries, {t.slopes.data(), 1, t.wide}, t.query.data(), t.dim,
                t.grad_key.data(), t.dim, first > 0);
     product<A>(queries, t.dim, n, {t.slopes.data(), t.wide, 1}, t.keys.data(), t.dim,
@@ -175,24 +185,28 @@ struct Differentiate {
 
   void operator()(BackwardTiles<A>& t, Index line) const {
     const Index n = lines.count;
+    const bool slopes = stage != Stage::kValues;
     load_tile(t.key.data(), t.wide, key.columns(line, 0), key.dim, n, A(1));
-    load_tile(t.value.data(), t.wide, value.columns(line, 0), value.dim, n, A(1));
-    if (!only_delta) load_tile(t.keys.data(), t.dim, key.rows(line, 0), n, key.dim, A(1));
+    if (slopes) load_tile(t.value.data(), t.wide, value.columns(line, 0), value.dim, n, A(1));
+    if (stage == Stage::kScores)
+      load_tile(t.keys.data(), t.dim, key.rows(line, 0), n, key.dim, A(1));
     for (Index first = 0; first < n; first += kQueries) {
       const Index queries = std::min(kQueries, n - first);
       load_tile(t.query.data(), t.dim, query.rows(line, first), queries, query.dim, A(1));
       load_tile(t.grad.data(), t.value_dim, grad.rows(line, first), queries, value.dim, A(1));
       product<A>(queries, t.wide, query.dim, {t.query.data(), t.dim, 1}, t.key.data(), t.wide,
                  t.weights.data(), t.wide, false);
-      product<A>(queries, t.wide, value.dim, {t.grad.data(), t.value_dim, 1}, t.value.data(),
-                 t.wide, t.slopes.data(), t.wide, false);
+      if (slopes)
+        product<A>(queries, t.wide, value.dim, {t.grad.data(), t.value_dim, 1}, t.value.data(),
+                   t.wide, t.slopes.data(), t.wide, false);
       for (Index i = 0; i < queries; ++i)
         slope(t, line, first + i, &t.weights[i * t.wide], &t.slopes[i * t.wide]);
-      if (!only_delta) gather(t, line, first, queries);
+      if (stage == Stage::kScores) gather_scores(t, line, first, queries);
+      if (stage == Stage::kValues) gather_values(t, first, queries);
     }
-    if (only_delta) return;
-    put(grad_key.rows(line, 0), t.grad_key.data(), t.dim, n, key.dim);
-    put(grad_value.rows(line, 0), t.grad_value.data(), t.value_dim, n, value.dim);
+    if (stage == Stage::kScores) put(grad_key.rows(line, 0), t.grad_key.data(), t.dim, n, key.dim);
+    if (stage == Stage::kValues)
+      put(grad_value.rows(line, 0), t.grad_value.data(), t.value_dim, n, value.dim);
   }
 };
 
@@ -223,7 +237,7 @@ void criss_cross_attention_backward(Tensor grad, Tensor query, Tensor key, Tenso
   dispatch(query, [&](auto* t) {
     using T = std::remove_pointer_t<decltype(t)>;
     using A = Acc<T>;
-    const auto pass = [&](bool columns, bool only_delta) {
+    const auto pass = [&](bool columns, Stage stage) {
       const Lines lines(query, columns);
       const Differentiate<T> differentiate{lines,
                                            lines.of<const T>(grad),
@@ -235,12 +249,12 @@ void criss_cross_attention_backward(Tensor grad, Tensor query, Tensor key, Tenso
                                            lines.of<A>(grad_key),
                                            lines.of<A>(grad_value),
                                            out<A>(delta),
-                                           only_delta};
+                                           stage};
       lines.each<BackwardTiles<A>>(query.size(1), value.size(1), differentiate);
     };
-    pass(true, true);
-    pass(false, false);
-    pass(true, false);
+    pass(true, Stage::kDelta);
+    for (const Stage stage : {Stage::kScores, Stage::kValues})
+      for (const bool columns : {false, true}) pass(columns, stage);
   });
 }
 
