@@ -53,17 +53,27 @@ def told(records: Iterable[dict[str, Any]], start: float) -> Iterator[dict[str, 
         yield entry
 
 
-def measure(scope: gates.Scope, device: torch.device) -> dict[str, Any]:
+def measure(scope: gates.Scope, device: torch.device, out: Path | None) -> dict[str, Any]:
+    """All records. What there is so far is written after each shape, beside the file."""
     start = time.perf_counter()
-    environment = record.environment(device)
-    return {
-        "environment": environment,
-        "gates": list(told(gates.times(scope, device), start)),
-        "memory": list(told(gates.memory(scope, device), start)),
-        "positions": list(told(positions.measure(scope.positions, scope.rounds, device), start)),
-        "hosts": [hosts.measure(case, device) for case in scope.hosts],
-        "seconds": round(time.perf_counter() - start),
+    result: dict[str, Any] = {"environment": record.environment(device)}
+    parts = {
+        "gates": gates.times(scope, device),
+        "memory": gates.memory(scope, device),
+        "positions": positions.measure(scope.positions, scope.rounds, device),
+        "hosts": (hosts.measure(case, device) for case in scope.hosts),
     }
+    for name, records in parts.items():
+        result[name] = []
+        for entry in told(records, start):
+            result[name].append(entry)
+            if out is not None:
+                record.write(result, out.with_suffix(".partial"))
+    result["seconds"] = round(time.perf_counter() - start)
+    if out is not None:
+        record.write(result, out)
+        out.with_suffix(".partial").unlink()
+    return result
 
 
 def report(result: dict[str, Any]) -> str:
@@ -113,11 +123,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.render:
         render()
         return
-    result = measure(chosen(args), torch.device(args.device))
     complete = not args.quick and args.only is None
     out = args.out or (FILES[args.device] if complete else None)
-    if out is not None:
-        record.write(result, out)
+    result = measure(chosen(args), torch.device(args.device), out)
     print(report(result))
     if complete and args.out is None and args.device == "cpu":
         render()

@@ -17,6 +17,8 @@ KEYS = (
     *("gct", "srm", "sge", "scse", "ema", "strip", "ge"),
 )
 TIMM = ("se", "ese", "eca", "cbam", "coord", "gc", "ge")
+GROUPS = {"sge": 64, "ema": 32}
+"""Most groups of channels; fewer where they do not divide them."""
 COMPILED = ("cbam", "coord", "gc", "se", "eca")
 """Those with a target against timm; each compilation takes seconds."""
 FOVEATE = "foveate"
@@ -56,8 +58,8 @@ def options(key: str, shape: Sequence[int]) -> dict[str, object]:
     chosen = dict(cls.timm.get(key, {})) if key in TIMM else {}
     if cls.sized:
         chosen["size"] = tuple(shape[2:])
-    if key == "sge":
-        chosen["num_groups"] = math.gcd(64, shape[1])
+    if key in GROUPS:
+        chosen["num_groups"] = math.gcd(GROUPS[key], shape[1])
     return chosen
 
 
