@@ -1,7 +1,6 @@
 """Attention that kernels serve is, to rounding, the attention that is defined."""
 
 import functools
-import gc
 import importlib
 import itertools
 from collections.abc import Callable, Iterator
@@ -10,11 +9,11 @@ from dataclasses import dataclass
 import pytest
 import torch
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
 import foveate
 from foveate import kernels, ops
 from foveate.errors import InvalidValueError
+from memory import peak_bytes
 
 position = importlib.import_module("foveate.ops.position_attention")
 criss_cross = importlib.import_module("foveate.ops.criss_cross_attention")
@@ -373,21 +372,6 @@ def test_passes_compute_in_the_dtype_of_autocast() -> None:
     torch.testing.assert_close(y, module(x), rtol=0.05, atol=0.05)
     y.sum().backward()
     assert x.grad is not None
-
-
-def peak_bytes(run: Callable[[], object]) -> int:
-    """Most bytes that tensors made by a call held at once."""
-    gc.collect()
-    with profile(
-        activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True
-    ) as profiler:
-        run()
-    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
-    held = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak
 
 
 COPIES = {"danet_position": 7, "criss_cross": 5, "nl": 7.5, "mhsa": 12}

@@ -55,6 +55,10 @@ def test_kernels(doctor: Doctor) -> None:
     assert found["warnings"] == []
     assert list(found["mechanisms"]["cpu"]) == foveate.list_mechanisms()
     assert paths(found)["cbam"] == "cpu"
+    limits = "C++ kernels serve cpu tensors of 32,768 elements or more"
+    assert found["mechanisms"]["cpu"]["cbam"]["reason"] == limits
+    assert found["mechanisms"]["cpu"]["se"]["reason"] == f"{limits}, in training"
+    assert found["mechanisms"]["cpu"]["nl"]["reason"] == "C++ kernels serve cpu tensors"
     assert found["mechanisms"]["cpu"]["static"] == {
         "path": "eager",
         "reason": "no kernel is written for it",

@@ -202,6 +202,14 @@ def test_attention_between_positions_is_judged_by_its_fastest_form() -> None:
         assert shown[demand].value == pytest.approx(value)
 
 
+def test_bytes_bound_what_can_be_reached() -> None:
+    found = result(timm=6.0, compiled=4.0)["gates"]
+    by_name = {(entry["mechanism"], entry["mode"]): entry for entry in found}
+    assert targets.ceiling(by_name["cbam", "training"]) == 40.0 / 4
+    assert targets.ceiling(by_name["se", "inference"]) == 40.0 / 1.5
+    assert targets.ceiling(by_name["simam", "training"]) is None
+
+
 def test_a_verdict_names_the_worst() -> None:
     found = result()
     found["gates"][5]["slower"][rivals.EAGER] = times(0.5)

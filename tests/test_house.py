@@ -38,6 +38,7 @@ def loaded_by(statement: str) -> set[str]:
         "import foveate; foveate.create('cbam', 64); foveate.list_mechanisms()",
         "import foveate; foveate.insert; foveate.remove; foveate.plan",
         "import foveate; foveate.load_weights",
+        "import foveate; foveate.record; foveate.diagnose",
     ],
 )
 def test_import_needs_torch_only(statement: str) -> None:
@@ -51,8 +52,8 @@ def test_this_test_can_fail() -> None:
 
 def test_public_names_are_these() -> None:
     assert foveate.__all__ == [
-        *("create", "get_mechanism", "insert", "list_mechanisms", "load_weights", "models", "plan"),
-        *("profile", "remove"),
+        *("create", "diagnose", "get_mechanism", "insert", "list_mechanisms", "load_weights"),
+        *("models", "plan", "profile", "record", "remove"),
     ]
     assert set(foveate.__all__) <= set(dir(foveate))
     with pytest.raises(AttributeError, match="has no attribute 'isnert'"):
@@ -74,6 +75,11 @@ def test_public_names_stay_what_they_are() -> None:
         ("remove", "(model)"),
         ("load_weights", "(model, weights, *, layout='auto', head='match', strict=True)"),
         ("profile", "(model, images, *, repeats=20)"),
+        ("record", "(model)"),
+        (
+            "diagnose",
+            "(model, data, *, metric=None, loss=None, thresholds=None, seed=0)",
+        ),
         (
             "plan",
             "(model, mechanism, *, where=None, at=None, init='identity', example=None, **options)",

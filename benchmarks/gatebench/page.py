@@ -1,6 +1,6 @@
 """The page of the documentation, written from the measurements alone."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,11 @@ has the quartiles.
 MEMORY = """Saved for the backward pass, the input included, parameters not; in brackets the most
 that is allocated at a time beyond the input and the gradient of the output. In multiples of the
 input."""
+BYTES = """How many times as fast as the faster timm a gate could be at most, if it took the time
+of the readings and writings of the map that it cannot do without, at the speed of a copy: 1.5
+copies for inference (`cbam` 2) and 3.5 for training (`cbam` 4). Where the bound lies below a
+target, no kernel meets it. Only on maps that stay in a cache between two readings could a bound be
+passed; the copy is faster there too."""
 BETWEEN = """All rivals have the same weights and results, but for timm's, whose queries, keys and
 values have an eighth of the channels. Peak memory in multiples of the input."""
 HOSTS = """torchvision's ResNet-50 with random weights at 224 px, a gate behind the last
@@ -67,6 +72,7 @@ def sections(found: dict[str, dict[str, Any]]) -> Iterator[str]:
     yield f"## Time in copies, {place}\n\n![Time of each gate in copies of its map]({FIGURE})"
     yield from _times(result, first["shape"])
     yield "## Times as fast as the faster of timm and compiled timm\n\n" + _against(result, TIMM)
+    yield f"## What the bytes allow\n\n{BYTES}\n\n" + _grids(result, targets.ceiling)
     yield "## Times as fast as timm without compilation\n\n" + _against(result, [TIMM_EAGER])
     yield "## Times as fast as foveate without kernels\n\n" + _against(result, [EAGER])
     yield f"## Memory of a training step, {place}\n\n" + _memory(result)
@@ -107,12 +113,16 @@ def _times(result: dict[str, Any], shape: str) -> Iterator[str]:
 
 
 def _against(result: dict[str, Any], names: Sequence[str]) -> str:
+    return _grids(result, lambda entry: targets.speed(entry, names))
+
+
+def _grids(result: dict[str, Any], value: Callable[[dict[str, Any]], float | None]) -> str:
     """A table for each mode, gates down and shapes across; a cell has all formats, losses bold."""
     parts = []
     for mode in MODES:
         cells: dict[str, dict[str, list[str]]] = {}
         for entry, _ in targets.entries(result, None, mode, None):
-            ratio = targets.speed(entry, names)
+            ratio = value(entry)
             if ratio is not None:
                 row = cells.setdefault(entry["mechanism"], {})
                 row.setdefault(_spaced(entry["shape"]), []).append(_speed(ratio))

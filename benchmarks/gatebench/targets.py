@@ -9,12 +9,19 @@ from gatebench.rivals import EAGER, FOVEATE, TIMM_COMPILED, TIMM_EAGER, compiled
 
 LARGE = ("8x256x56x56", "8x512x28x28", "8x1024x14x14", "8x2048x7x7", "64x64x32x32")
 ON_CARD = "64x256x56x56"
-MAP_PASSES = 8
-"""Readings and writings of a whole map that CBAM's training step cannot do without.
+PASSES = {
+    **dict.fromkeys([(key, "inference") for key in ("se", "eca", "coord", "gc")], 3),
+    **dict.fromkeys([(key, "training") for key in ("se", "eca", "coord", "gc")], 7),
+    ("cbam", "inference"): 4,
+    ("cbam", "training"): 8,
+}
+"""Readings and writings of a whole map that cannot be done without, if none of it stays in a cache.
 
-The normalisation of its position gate joins all samples, so nothing computed before it can stay in
-a cache: forward reads the map for the gates, and again to weigh it, and writes; backward reads
-map and gradient before the normalisation, both again after it, and writes.
+Inference reads the map for the gates, reads it again to weigh it, and writes; CBAM's second gate
+needs the first, hence one more reading. In training the gradient of the gates is one reading of map
+and gradient, that of the map a reading of the gradient and a writing. CBAM's normalisation joins
+all samples in the middle: its backward reads both maps before and both again after it, and writes;
+its forward can read the map once for both gates of a sample, while that is in the cache.
 """
 TIMM = (TIMM_EAGER, TIMM_COMPILED)
 Record = dict[str, Any]
@@ -109,6 +116,13 @@ def speed(entry: Record, rivals: Sequence[str]) -> float | None:
     return min(own, default=None)
 
 
+def ceiling(entry: Record) -> float | None:
+    """How many times as fast as the faster timm a gate could be that took the time of its bytes."""
+    passes = PASSES.get((entry["mechanism"], entry["mode"]))
+    rivals = [entry["copies"][rival][1] for rival in TIMM if rival in entry["copies"]]
+    return None if passes is None or not rivals else min(rivals) / (passes / 2)
+
+
 def _over_eager(result: Record) -> Values:
     for entry, where in entries(result, None, None, None):
         yield entry["slower"][EAGER][1], where
@@ -166,7 +180,7 @@ def _positions(result: Record, key: str) -> Iterator[tuple[Record, str]]:
 
 def _over_bytes(result: Record) -> Values:
     for entry, where in entries(result, ["cbam"], "training", [ON_CARD]):
-        yield entry["copies"][FOVEATE][1] / (MAP_PASSES / 2), where
+        yield entry["copies"][FOVEATE][1] / (PASSES["cbam", "training"] / 2), where
 
 
 _HOST = "ResNet-50, {}: `{}` over the bare host"

@@ -8,6 +8,7 @@ from foveate.registry import create, get_mechanism, list_mechanisms
 
 if TYPE_CHECKING:
     from foveate import models
+    from foveate.explain import diagnose, record
     from foveate.insertion import insert, plan, remove
     from foveate.profiling import profile
     from foveate.weights import load_weights
@@ -16,6 +17,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "create",
+    "diagnose",
     "get_mechanism",
     "insert",
     "list_mechanisms",
@@ -23,15 +25,18 @@ __all__ = [
     "models",
     "plan",
     "profile",
+    "record",
     "remove",
 ]
 
 _LAZY = {
+    "diagnose": "foveate.explain",
     "insert": "foveate.insertion",
     "load_weights": "foveate.weights",
     "models": "foveate.models",
     "plan": "foveate.insertion",
     "profile": "foveate.profiling",
+    "record": "foveate.explain",
     "remove": "foveate.insertion",
 }
 

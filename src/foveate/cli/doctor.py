@@ -85,24 +85,36 @@ def _path(device: "torch.device") -> tuple[str, str]:
 def _mechanisms(device: "torch.device", path: str, reason: str) -> dict[str, dict[str, str]]:
     """The path and the reason for each mechanism, set up as it is by default."""
     import foveate
+    from foveate.describe.facts import built
 
     found = {}
     for key in foveate.list_mechanisms():
-        served = path == "eager" or _served(key, device, path)
-        found[key] = (path, reason) if served else ("eager", "no kernel is written for it")
-    return {key: {"path": path, "reason": why} for key, (path, why) in found.items()}
+        module = built(key, *SHAPE[1:])
+        served = path == "eager" or _served(module, device, path)
+        why = reason + _limits(module, device, path) if served else "no kernel is written for it"
+        found[key] = {"path": path if served else "eager", "reason": why}
+    return found
 
 
-def _served(key: str, device: "torch.device", path: str) -> bool:
+def _limits(module: "nn.Module", device: "torch.device", path: str) -> str:
+    """Which maps of a gate kernels serve, as the end of a sentence; the others do not pay."""
+    from foveate.kernels.choice import LEAST, requested
+
+    if path not in ("cpu", "triton") or not getattr(module, "fused", False):
+        return ""
+    elements = f" of {LEAST[device.type == 'cuda']:,} elements or more"
+    training = ", in training" if getattr(module, "mean_only", False) else ""
+    return (elements if requested() == "auto" else "") + training
+
+
+def _served(module: "nn.Module", device: "torch.device", path: str) -> bool:
     """Whether kernels serve a mechanism: a gate declares it, another calls them when it runs."""
     import torch
 
-    from foveate.describe.facts import built
     from foveate.errors import InvalidValueError
     from foveate.kernels import using
     from foveate.kernels.choice import requested
 
-    module: nn.Module = built(key, *SHAPE[1:])
     if getattr(module, "fused", False):
         return True
     if device.type != "cpu" or path == "triton":  # the others have kernels in C++ alone

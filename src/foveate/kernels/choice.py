@@ -1,5 +1,6 @@
 """Which kernels serve a tensor: those in C++, those in Triton, or none."""
 
+import functools
 import importlib.util
 import os
 from collections.abc import Iterator
@@ -45,7 +46,12 @@ def requested() -> str:
     Raises:
         ValueError: If the variable has none of the values of ``PATHS``.
     """
-    return _override.get() or check_choice(VARIABLE, os.environ.get(VARIABLE) or "auto", PATHS)
+    return _override.get() or _checked(os.environ.get(VARIABLE) or "auto")
+
+
+@functools.cache  # asked for in every call of every gate
+def _checked(path: str) -> str:
+    return check_choice(VARIABLE, path, PATHS)
 
 
 def explain(device: torch.device) -> tuple[str, str]:

@@ -110,11 +110,25 @@ class AttentionAugmented(Replacement):
             self.rel_h = nn.Parameter(torch.randn(2 * rows + 1, dim) * dim**-0.5)
             self.rel_w = nn.Parameter(torch.randn(2 * columns + 1, dim) * dim**-0.5)
 
-    def _attend(self, x: Tensor) -> Tensor:
-        if self.stride > 1:
-            x = F.avg_pool2d(x, self.stride, ceil_mode=True)  # (B, C, H_out, W_out)
+    def affinity(self, x: Tensor) -> ops.Affinity:
+        x = self._strided(x)
+        q, k, _ = self._tokens(x)
+        if not self.relative:
+            return ops.softmax_affinity(q, k, scale=q.shape[3] ** -0.5, size=x.shape[2:])
+        q, k = ops.displaced(q, k, self.rel_h, self.rel_w, size=x.shape[2:])
+        return ops.softmax_affinity(q, k, scale=1.0, size=x.shape[2:])
+
+    def _strided(self, x: Tensor) -> Tensor:
+        """The map that attends, ``(B, C, H_out, W_out)``."""
+        return F.avg_pool2d(x, self.stride, ceil_mode=True) if self.stride > 1 else x
+
+    def _tokens(self, x: Tensor) -> list[Tensor]:
         parts = self.qkv(x).split([self.key_dim, self.key_dim, self.value_dim], dim=1)
-        q, k, v = (ops.to_tokens(part, self.num_heads) for part in parts)
+        return [ops.to_tokens(part, self.num_heads) for part in parts]
+
+    def _attend(self, x: Tensor) -> Tensor:
+        x = self._strided(x)
+        q, k, v = self._tokens(x)
         if self.relative:
             y = ops.displacement_attention(q, k, v, self.rel_h, self.rel_w, size=x.shape[2:])
         else:

@@ -63,6 +63,13 @@ class Attention(nn.Module):
         """What a person would look at, by name, for the input ``(B, C, H, W)``."""
         raise NotImplementedError
 
+    def affinity(self, x: Tensor) -> ops.Affinity | None:
+        """With which weights positions read others, for the input ``(B, C, H, W)``.
+
+        None for a mechanism in which no position has weights of its own for others.
+        """
+        return None
+
     def settings(self) -> dict[str, Any]:
         """The keyword arguments that give this mechanism again, but for ``init``, in order."""
         names = inspect.signature(type(self)).parameters
@@ -113,8 +120,19 @@ class Gate(Attention):
     def maps(self, x: Tensor) -> dict[str, Tensor]:
         return self.factors(x)
 
+    def weigh(self, x: Tensor, gates: dict[str, Tensor]) -> Tensor:
+        """The input weighed by any gates of the names and shapes that :meth:`gate` gives.
+
+        With those of :meth:`gate` it is the output.
+        """
+        return ops.scale(x, *(self.temper(gate) for gate in gates.values()))
+
+    def plain_inference(self, x: Tensor) -> bool:
+        """Whether plain operations are as fast as kernels for this map, without a gradient."""
+        return self.mean_only
+
     def forward(self, x: Tensor) -> Tensor:
-        x = ops.fuse(x, mean_only=self.mean_only) if self.fused else x
+        x = ops.fuse(x, plain_inference=self.plain_inference(x)) if self.fused else x
         return ops.scale(x, *self.factors(x).values())
 
 
@@ -129,6 +147,8 @@ class Mixer(Attention):
     """Where the paper starts its learned scale; None if it has none."""
     identity_scale: ClassVar[float | None] = 0.0
     """Where the identity form starts it; None if the paper's form is the identity already."""
+    uniform: bool = False
+    """Whether all positions gain the same, as it is set up."""
 
     def __init__(self, channels: int, *, init: str = "paper") -> None:
         super().__init__(channels, init=init)
@@ -148,7 +168,7 @@ class Mixer(Attention):
 
     def maps(self, x: Tensor) -> dict[str, Tensor]:
         """``"added"``: length of the added vector at each position, ``(B, 1, H, W)``."""
-        return {"added": torch.linalg.vector_norm(self(x) - x, dim=1, keepdim=True)}
+        return {"added": torch.linalg.vector_norm(self.forward(x) - x, dim=1, keepdim=True)}
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.added(x)

@@ -79,8 +79,16 @@ class BottleneckTransformer(Replacement):
         self.rel_h = nn.Parameter(torch.randn(2 * height - 1, dim) * dim**-0.5)
         self.rel_w = nn.Parameter(torch.randn(2 * width - 1, dim) * dim**-0.5)
 
+    def affinity(self, x: Tensor) -> ops.Affinity:
+        q, k, _ = self._tokens(x)
+        q, k = ops.displaced(q, k, self.rel_h, self.rel_w, size=x.shape[2:])
+        return ops.softmax_affinity(q, k, scale=1.0, size=x.shape[2:])
+
+    def _tokens(self, x: Tensor) -> list[Tensor]:
+        return [ops.to_tokens(t, self.num_heads) for t in self.qkv(x).chunk(3, dim=1)]
+
     def branch(self, x: Tensor) -> Tensor:
-        q, k, v = (ops.to_tokens(t, self.num_heads) for t in self.qkv(x).chunk(3, dim=1))
+        q, k, v = self._tokens(x)
         y = ops.displacement_attention(q, k, v, self.rel_h, self.rel_w, size=x.shape[2:])
         y = ops.from_tokens(y, like=x)  # (B, C_out, H, W)
         return F.avg_pool2d(y, self.stride, ceil_mode=True) if self.stride > 1 else y

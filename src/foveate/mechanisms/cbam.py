@@ -267,10 +267,13 @@ class CBAM(Gate):
             channel, spatial = self.channel_gate(x), self.spatial_gate(x)
         return {"channel": channel, "spatial": spatial}  # (B, C, 1, 1), (B, 1, H, W)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def weigh(self, x: Tensor, gates: dict[str, Tensor]) -> Tensor:
         if self.order != "parallel_sum":
-            return super().forward(x)
-        gates = self.factors(x)
-        weight = self.weight_logits.softmax(0)[1].to(gates["spatial"].dtype)
+            return super().weigh(x, gates)
+        channel, spatial = self.temper(gates["channel"]), self.temper(gates["spatial"])
+        weight = self.weight_logits.softmax(0)[1].to(spatial.dtype)
         # lerp, unlike a weighted sum, is exact where both gates are 1.
-        return ops.scale(x, torch.lerp(gates["channel"], gates["spatial"], weight))
+        return ops.scale(x, torch.lerp(channel, spatial, weight))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weigh(x, self.gate(x)) if self.order == "parallel_sum" else super().forward(x)

@@ -179,11 +179,15 @@ class ConcurrentSqueezeExcitation(Gate):
             x = ops.fuse(x)
             channel, spatial = self.gate(x).values()
             return ops.scale_by_pair(x, channel, spatial, "choice", self.strength)
-        gates = self.gate(x)
+        return self.weigh(x, self.gate(x))
+
+    def weigh(self, x: Tensor, gates: dict[str, Tensor]) -> Tensor:
         channel, spatial = (ops.scale(x, gate) for gate in gates.values())
         return blend(x, self._merged(channel, spatial), self.strength)
 
     def _merged(self, channel: Tensor, spatial: Tensor) -> Tensor:
+        if self.merge == "max":
+            return torch.maximum(channel, spatial)
         if self.merge == "add":
             return channel + spatial
         if self.merge == "mul":

@@ -2,6 +2,7 @@
 
 from typing import Any, ClassVar
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foveate import ops
@@ -74,13 +75,38 @@ class CrissCross(Mixer):
         self.value_conv = nn.Conv2d(channels, channels, 1)
 
     def mix(self, x: Tensor) -> Tensor:
-        qkv = project(x, self.query_conv, self.key_conv, self.value_conv, None)
-        return ops.criss_cross_attention(qkv, self.query_conv.out_channels)  # (B, C, H, W)
+        return ops.criss_cross_attention(self._project(x), self._dim)  # (B, C, H, W)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def affinity(self, x: Tensor) -> ops.Affinity:
+        """The weights of all passes, one after the other, without the map that each adds to."""
+        projected = [self._project(y) for y in self._inputs(x)[:-1]]
+        positions = x.shape[2] * x.shape[3]
+
+        def rows(at: Tensor) -> Tensor:
+            weights = F.one_hot(at, positions).to(x.dtype).unflatten(1, x.shape[2:])
+            weights = weights.expand(len(x), -1, -1, -1)  # (B, P, H, W)
+            for qkv in reversed(projected):
+                weights = ops.criss_cross_spread(weights, qkv, self._dim)
+            return weights.unsqueeze(1)
+
+        return ops.Affinity(x.shape[2:], rows)
+
+    @property
+    def _dim(self) -> int:
+        return self.query_conv.out_channels
+
+    def _project(self, x: Tensor) -> Tensor:
+        return project(x, self.query_conv, self.key_conv, self.value_conv, None)
+
+    def _inputs(self, x: Tensor) -> list[Tensor]:
+        """The input of each pass, and the output of the last."""
         weight, bias = stacked(x, self.query_conv, self.key_conv, self.value_conv, self.scale)
-        y = x
+        found = [x]
         for number in range(self.recurrence):
             last = number == self.recurrence - 1
-            y = ops.criss_cross_pass(y, weight, bias, self.query_conv.out_channels, keep=last)
+            found.append(ops.criss_cross_pass(found[-1], weight, bias, self._dim, keep=last))
+        return found
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self._inputs(x)[-1]
         return y.contiguous() if x.is_contiguous() else y

@@ -51,11 +51,17 @@ class DANetPosition(Mixer):
     def added(self, x: Tensor) -> Tensor:
         return self._attend(x, self.scale).to(x.dtype)
 
-    def _attend(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+    def affinity(self, x: Tensor) -> ops.Affinity:
+        q, k, _ = self._tokens(x)
+        return ops.softmax_affinity(q, k, scale=1.0, size=x.shape[2:])
+
+    def _tokens(self, x: Tensor, scale: Tensor | None = None) -> list[Tensor]:
         qkv = project(x, self.query_conv, self.key_conv, self.value_conv, scale)
         dim = self.query_conv.out_channels
-        q, k, v = map(ops.to_tokens, qkv.split([dim, dim, self.channels], dim=1))
-        y = ops.position_attention(q, k, v, scale=1.0)  # (B, 1, HW, C)
+        return [ops.to_tokens(t) for t in qkv.split([dim, dim, self.channels], dim=1)]
+
+    def _attend(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        y = ops.position_attention(*self._tokens(x, scale), scale=1.0)  # (B, 1, HW, C)
         return ops.from_tokens(y, like=x)  # (B, C, H, W)
 
 
@@ -126,6 +132,9 @@ class DANet(Mixer):
 
     def mix(self, x: Tensor) -> Tensor:
         return self.position.added(x) + self.channel.added(x)
+
+    def affinity(self, x: Tensor) -> ops.Affinity:
+        return self.position.affinity(x)
 
     def maps(self, x: Tensor) -> dict[str, Tensor]:
         return {

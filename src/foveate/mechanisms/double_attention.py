@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from foveate import ops
 from foveate.mechanisms.base import Mixer, bottleneck
 from foveate.registry import register_mechanism
 
@@ -50,9 +51,19 @@ class DoubleAttention(Mixer):
         self.distribute = nn.Conv2d(channels, hidden, 1)
         self.out = nn.Conv2d(hidden, channels, 1)
 
-    def mix(self, x: Tensor) -> Tensor:
+    def affinity(self, x: Tensor) -> ops.Affinity:
+        gather, distribute = self._maps(x)
+        return ops.product_affinity(
+            distribute.mT.unsqueeze(1), gather.unsqueeze(1), size=x.shape[2:]
+        )
+
+    def _maps(self, x: Tensor) -> tuple[Tensor, Tensor]:
         gather = self.gather(x).flatten(2).softmax(2)  # (B, C/r, HW), each row sums to 1
         distribute = self.distribute(x).flatten(2).softmax(1)  # (B, C/r, HW), each column does
+        return gather, distribute
+
+    def mix(self, x: Tensor) -> Tensor:
+        gather, distribute = self._maps(x)
         features = self.feature(x).flatten(2)  # (B, C/r, HW)
         descriptors = features @ gather.mT  # (B, C/r, C/r)
         mixed = descriptors @ distribute  # (B, C/r, HW)

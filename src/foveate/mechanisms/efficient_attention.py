@@ -58,11 +58,17 @@ class EfficientAttention(Mixer):
         self.values = nn.Conv2d(channels, channels, 1)
         self.reprojection = nn.Conv2d(channels, channels, 1)
 
+    def affinity(self, x: Tensor) -> ops.Affinity:
+        queries, keys, _ = self._tokens(x)
+        return ops.product_affinity(queries.softmax(3), keys.softmax(2).mT, size=x.shape[2:])
+
+    def _tokens(self, x: Tensor) -> list[Tensor]:
+        """Queries and keys ``(B, heads, HW, C/r/heads)``, values ``(B, heads, HW, C/heads)``."""
+        projections = (self.queries, self.keys, self.values)
+        return [ops.to_tokens(project(x), self.num_heads) for project in projections]
+
     def mix(self, x: Tensor) -> Tensor:
-        queries, keys, values = (
-            ops.to_tokens(project(x), self.num_heads)
-            for project in (self.queries, self.keys, self.values)
-        )  # (B, heads, HW, C/r/heads), the values (B, heads, HW, C/heads)
+        queries, keys, values = self._tokens(x)
         context = keys.softmax(2).mT @ values  # (B, heads, C/r/heads, C/heads)
         tokens = queries.softmax(3) @ context  # (B, heads, HW, C/heads)
         return self.reprojection(ops.from_tokens(tokens, like=x))  # (B, C, H, W)

@@ -140,6 +140,9 @@ class GatherExcite(Gate):
             return gate
         return F.interpolate(gate, x.shape[2:], mode="nearest")  # (B, C, H, W)
 
+    def weigh(self, x: Tensor, gates: dict[str, Tensor]) -> Tensor:
+        return ops.scale(x, self._spread(self.temper(gates["context"]), x))
+
     def _weighed(self, x: Tensor, gate: Tensor) -> Tensor:
         return ops.scale(x, self._spread(gate, x))
 

@@ -87,6 +87,7 @@ class GlobalContext(Mixer):
         self.reduction = reduction
         self.pooling = check_choice("pooling", pooling, POOLINGS)
         self.fusion = check_choice("fusion", fusion, FUSIONS)
+        self.uniform = fusion == "add"
         hidden = bottleneck(channels, reduction)
         if pooling == "attention":
             self.conv_mask = nn.Conv2d(channels, 1, 1)

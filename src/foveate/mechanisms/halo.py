@@ -102,23 +102,61 @@ class Halo(Replacement):
         kv = kv.permute(1, 0, 4, 5, 2, 6, 7, 3).flatten(5, 6).flatten(1, 3)
         return kv[0], kv[1]
 
-    def branch(self, x: Tensor) -> Tensor:
-        b, side = self.block_size, self.block_size // self.stride
-        rows, columns = (-(-length // b) for length in x.shape[2:])
+    def affinity(self, x: Tensor) -> ops.Affinity:
+        """Of a window each; what is left to 1 goes to the zeros around the map."""
+        (q, k, _), (grid_rows, columns), b = self._tokens(x), self._grid(x), self.block_size
+        q, k = (t.unflatten(0, (x.shape[0], -1)) for t in (q, k))  # (B, blocks, heads, ..., D)
+        side, (H, W), (height, width) = b // self.stride, x.shape[2:], self._size(x)
+        edge, window = self.halo_size, self.window
+
+        def rows(at: Tensor) -> Tensor:
+            y, x_ = at // width, at % width
+            block = y // side * columns + x_ // side
+            asking = q[:, block, :, y % side * side + x_ % side]  # (P, B, heads, D)
+            scores = torch.einsum("pbhd,bphkd->bhpk", asking, k[:, block])
+            weights = scores.softmax(3).unflatten(3, (window, window))
+            found = q.new_zeros(
+                (*weights.shape[:3], grid_rows * b + 2 * edge, columns * b + 2 * edge)
+            )
+            for p, index in enumerate(block.tolist()):
+                top, left = index // columns * b, index % columns * b
+                found[:, :, p, top : top + window, left : left + window] = weights[:, :, p]
+            return found[..., edge : edge + H, edge : edge + W]
+
+        return ops.Affinity((height, width), rows)
+
+    def _grid(self, x: Tensor) -> list[int]:
+        """Rows and columns of blocks."""
+        return [-(-length // self.block_size) for length in x.shape[2:]]
+
+    def _size(self, x: Tensor) -> tuple[int, int]:
+        """Height and width of the output."""
+        H, W = x.shape[2:]
+        return (H - 1) // self.stride + 1, (W - 1) // self.stride + 1
+
+    def _tokens(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries and keys whose products are the whole scores, and values, by block."""
+        rows, columns = self._grid(x)
+        b = self.block_size
         padded = F.pad(x, [0, columns * b - x.shape[3], 0, rows * b - x.shape[2]])
         q, (k, v) = self._queries(padded, rows, columns), self._windows(padded)
         column_logits = self._logits(q, self.rel_w)
         row_logits = self._logits(q.transpose(2, 3), self.rel_h).transpose(2, 3)
-        y = ops.relative_attention(
+        q, k = ops.with_places(
             q.flatten(2, 3),
             k,
-            v,
             row_logits=row_logits.flatten(2, 3),
             column_logits=column_logits.flatten(2, 3),
-        )  # (B * blocks, heads, side * side, D)
+        )
+        return q, k, v
+
+    def branch(self, x: Tensor) -> Tensor:
+        side = self.block_size // self.stride
+        rows, columns = self._grid(x)
+        y = ops.position_attention(*self._tokens(x), scale=1.0)  # (B * blocks, heads, side ** 2, D)
         y = y.unflatten(2, (side, side)).unflatten(0, (x.shape[0], rows, columns))
         y = y.permute(0, 3, 6, 1, 4, 2, 5).flatten(5).flatten(3, 4).flatten(1, 2)
-        height, width = ((length - 1) // self.stride + 1 for length in x.shape[2:])
+        height, width = self._size(x)
         return F.pad(y, [0, width - y.shape[3], 0, height - y.shape[2]])  # cuts the padding off
 
     def _logits(self, q: Tensor, table: Tensor) -> Tensor:

@@ -30,9 +30,14 @@ class TransformerLayer(nn.Module):
         x = x + self.out(self._attend(self.norm1(x)))
         return x + self.fc2(F.silu(self.fc1(self.norm2(x))))
 
-    def _attend(self, x: Tensor) -> Tensor:
+    def tokens(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of normalised tokens, ``(B, heads, N, D/heads)``."""
         heads = self.qkv(x).unflatten(2, (3, self.num_heads, -1))  # (B, N, 3, heads, D/heads)
-        q, k, v = heads.permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, N, D/heads)
+        q, k, v = heads.permute(2, 0, 3, 1, 4).unbind(0)
+        return q, k, v
+
+    def _attend(self, x: Tensor) -> Tensor:
+        q, k, v = self.tokens(x)
         tokens = ops.position_attention(q, k, v, scale=q.shape[3] ** -0.5)
         return tokens.transpose(1, 2).flatten(2)  # (B, N, D)
 
@@ -114,11 +119,34 @@ class MobileViT(Replacement):
         self.fusion_conv = nn.Conv2d(fused, self.out_channels, 3, padding=1, bias=False)
         self.fusion_norm = GateNorm(self.out_channels)
 
-    def branch(self, x: Tensor) -> Tensor:
+    def affinity(self, x: Tensor) -> ops.Affinity:
+        """Of the last layer: a pixel's weights for the patches, for the pixel at its own place."""
+        *layers, last = self.layers
+        assert isinstance(last, TransformerLayer)
+        tokens = self._tokens(x)
+        for layer in layers:
+            tokens = layer(tokens)
+        q, k, _ = (t.unflatten(0, (-1, PATCH**2)) for t in last.tokens(last.norm1(tokens)))
+        rows, columns = (-(-length // PATCH) for length in x.shape[2:])
+        width = columns * PATCH
+
+        def weights(at: Tensor) -> Tensor:
+            y, x_ = at // width, at % width
+            place = y % PATCH * PATCH + x_ % PATCH
+            asking = q[:, place, :, y // PATCH * columns + x_ // PATCH]  # (P, B, heads, D)
+            scores = torch.einsum("pbhd,bphkd->bhpk", asking * q.shape[4] ** -0.5, k[:, place])
+            return scores.softmax(3).unflatten(3, (rows, columns))
+
+        return ops.Affinity((rows * PATCH, width), weights)
+
+    def _tokens(self, x: Tensor) -> Tensor:
+        """Pixels of the local features by place, ``(4B, N, D)``."""
         local = self.project(F.silu(self.local_norm(self.local_conv(x))))  # (B, D, H, W)
         patches = ops.to_patches(local, PATCH, align_corners=False)  # (B, D, 4, N)
-        tokens = patches.permute(0, 2, 3, 1).flatten(0, 1)  # (4B, N, D)
-        tokens = self.norm(self.layers(tokens)).unflatten(0, (-1, PATCH**2))  # (B, 4, N, D)
+        return patches.permute(0, 2, 3, 1).flatten(0, 1)
+
+    def branch(self, x: Tensor) -> Tensor:
+        tokens = self.norm(self.layers(self._tokens(x))).unflatten(0, (-1, PATCH**2))
         folded = ops.from_patches(tokens.permute(0, 3, 1, 2), PATCH, x, align_corners=False)
         y = F.silu(self.return_norm(self.return_conv(folded)))  # (B, C_out, H, W)
         return F.silu(self.fusion_norm(self.fusion_conv(torch.cat([x, y], dim=1))))

@@ -2,6 +2,7 @@
 
 from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -121,7 +122,22 @@ class NonLocal(Mixer):
             else:
                 nn.init.normal_(parameter, std=0.01)
 
+    def affinity(self, x: Tensor) -> ops.Affinity:
+        query, key, _ = self._projected(x)
+        size, key_size = query.shape[2:], key.shape[2:]
+        if self.form == "concatenation":
+            a, b = self._pair_scores(query, key)
+            return _rectified_affinity(a, b, size, key_size)
+        q, k = ops.to_tokens(query), ops.to_tokens(key)
+        if self.form == "dot_product":
+            return ops.product_affinity(q / k.shape[2], k.mT, size=size, key_size=key_size)
+        return ops.softmax_affinity(q, k, scale=self._scale(q), size=size, key_size=key_size)
+
     def mix(self, x: Tensor) -> Tensor:
+        return self.bn(self.out(self._attend(*self._projected(x))))  # (B, C, H, W)
+
+    def _projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Maps of the queries, ``(B, C/2, H, W)``, and of keys and values, ``(B, C/2, H', W')``."""
         before = self.sub_sample and self.pool_position == "before"
         after = self.sub_sample and self.pool_position == "after"
         attended = _halved(x) if before else x
@@ -131,22 +147,38 @@ class NonLocal(Mixer):
         value = self.g(attended)  # (B, C/2, H', W')
         if after:
             key, value = _halved(key), _halved(value)
-        return self.bn(self.out(self._attend(query, key, value)))  # (B, C, H, W)
+        return query, key, value
+
+    def _scale(self, query: Tensor) -> float:
+        return query.shape[3] ** -0.5 if self.scaled else 1.0
+
+    def _pair_scores(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """What query and key add to the score of a pair, ``(B, HW)`` and ``(B, H'W')``."""
+        query_weight, key_weight = self.concat_project.weight.chunk(2, dim=1)
+        return F.conv2d(query, query_weight).flatten(1), F.conv2d(key, key_weight).flatten(1)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         if self.form == "concatenation":
-            query_weight, key_weight = self.concat_project.weight.chunk(2, dim=1)
-            tokens = ops.rectified_attention(
-                F.conv2d(query, query_weight).flatten(1),  # (B, HW)
-                F.conv2d(key, key_weight).flatten(1),  # (B, H'W')
-                ops.to_tokens(value).squeeze(1),
-            ).unsqueeze(1)
+            tokens = ops.to_tokens(value).squeeze(1)
+            tokens = ops.rectified_attention(*self._pair_scores(query, key), tokens).unsqueeze(1)
             return ops.from_tokens(tokens, like=query)
         q, k, v = (ops.to_tokens(t) for t in (query, key, value))
         if self.form == "dot_product":
             return ops.from_tokens(ops.linear_attention(q, k, v), like=query)
-        scale = q.shape[3] ** -0.5 if self.scaled else 1.0
-        return ops.from_tokens(ops.position_attention(q, k, v, scale=scale), like=query)
+        y = ops.position_attention(q, k, v, scale=self._scale(q))
+        return ops.from_tokens(y, like=query)
+
+
+def _rectified_affinity(
+    query_score: Tensor, key_score: Tensor, size: torch.Size, key_size: torch.Size
+) -> ops.Affinity:
+    """The weights of the concatenation form."""
+
+    def rows(at: Tensor) -> Tensor:
+        scores = query_score[:, at, None] + key_score[:, None]  # (B, P, H'W')
+        return (scores.relu() / key_score.shape[1]).unsqueeze(1).unflatten(3, key_size)
+
+    return ops.Affinity(size, rows)
 
 
 def _halved(x: Tensor) -> Tensor:

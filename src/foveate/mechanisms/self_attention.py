@@ -74,11 +74,22 @@ class SelfAttention(Mixer):
             dim = channels // num_heads
             self.score_weight = nn.Parameter(torch.randn(num_heads, dim) * dim**-0.5)
 
+    def affinity(self, x: Tensor) -> ops.Affinity:
+        q, k, _ = self._tokens(x)
+        if self.score == "additive":
+            return ops.additive_affinity(q, k, self.score_weight, size=x.shape[2:])
+        return ops.softmax_affinity(q, k, scale=self._scale(q), size=x.shape[2:])
+
+    def _tokens(self, x: Tensor) -> list[Tensor]:
+        return [ops.to_tokens(t, self.num_heads) for t in self.qkv(x).chunk(3, dim=1)]
+
+    def _scale(self, query: Tensor) -> float:
+        return query.shape[3] ** -0.5 if self.score == "scaled_dot" else 1.0
+
     def mix(self, x: Tensor) -> Tensor:
-        q, k, v = (ops.to_tokens(t, self.num_heads) for t in self.qkv(x).chunk(3, dim=1))
+        q, k, v = self._tokens(x)
         if self.score == "additive":
             tokens = ops.additive_attention(q, k, v, self.score_weight)
         else:
-            scale = q.shape[3] ** -0.5 if self.score == "scaled_dot" else 1.0
-            tokens = ops.position_attention(q, k, v, scale=scale)  # (B, heads, HW, C/heads)
+            tokens = ops.position_attention(q, k, v, scale=self._scale(q))
         return self.out(ops.from_tokens(tokens, like=x))  # (B, C, H, W)

@@ -10,6 +10,8 @@ from foveate.mechanisms.base import Gate, Published, check_divides
 from foveate.registry import register_mechanism
 
 EPS = 1e-5
+PLAIN = 1 << 22
+"""Elements of a channels_last map below which inference needs no kernels."""
 
 
 @register_mechanism("sge")
@@ -66,8 +68,11 @@ class SpatialGroupEnhance(Gate):
         gate = self.factors(x)["position"]  # (B, G, H, W)
         return {"position": gate.repeat_interleave(x.shape[1] // self.num_groups, dim=1)}
 
+    def plain_inference(self, x: Tensor) -> bool:
+        return not x.is_contiguous() and x.numel() < PLAIN
+
     def forward(self, x: Tensor) -> Tensor:
-        x = ops.fuse(x) if self.fused else x
+        x = ops.fuse(x, plain_inference=self.plain_inference(x)) if self.fused else x
         return ops.recomputed(self._weighed, x)  # each map of groups may be a quarter of x
 
     def _weighed(self, x: Tensor) -> Tensor:

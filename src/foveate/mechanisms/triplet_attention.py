@@ -87,5 +87,8 @@ class TripletAttention(Gate):
         # The statistics of three planes, and their places, would add up to a quarter of x.
         return ops.recomputed(self._weighed, ops.fuse(x))
 
+    def weigh(self, x: Tensor, gates: dict[str, Tensor]) -> Tensor:
+        return ops.scale_by_mean(x, *(self.temper(gate) for gate in gates.values()))
+
     def _weighed(self, x: Tensor) -> Tensor:
-        return ops.scale_by_mean(x, *self.factors(x).values())
+        return self.weigh(x, self.gate(x))

@@ -1,10 +1,15 @@
 """Operations that mechanisms are made of: one a file, a pure function each."""
 
+from foveate.ops.additive_attention import additive_affinity as additive_affinity
 from foveate.ops.additive_attention import additive_attention as additive_attention
+from foveate.ops.affinity import Affinity as Affinity
+from foveate.ops.affinity import product_affinity as product_affinity
+from foveate.ops.affinity import softmax_affinity as softmax_affinity
 from foveate.ops.channel_attention import channel_attention as channel_attention
 from foveate.ops.channel_dot import channel_dot as channel_dot
 from foveate.ops.channel_pool import channel_pool as channel_pool
 from foveate.ops.criss_cross_attention import criss_cross_attention as criss_cross_attention
+from foveate.ops.criss_cross_attention import criss_cross_spread as criss_cross_spread
 from foveate.ops.criss_cross_pass import criss_cross_pass as criss_cross_pass
 from foveate.ops.energy_gate import energy as energy
 from foveate.ops.energy_gate import energy_gate as energy_gate
@@ -19,9 +24,11 @@ from foveate.ops.position_attention import position_attention as position_attent
 from foveate.ops.recomputed import again as again
 from foveate.ops.recomputed import recomputed as recomputed
 from foveate.ops.rectified_attention import rectified_attention as rectified_attention
+from foveate.ops.relative_attention import displaced as displaced
 from foveate.ops.relative_attention import displacement_attention as displacement_attention
 from foveate.ops.relative_attention import displacement_logits as displacement_logits
 from foveate.ops.relative_attention import relative_attention as relative_attention
+from foveate.ops.relative_attention import with_places as with_places
 from foveate.ops.scale import scale as scale
 from foveate.ops.scale import scale_by_mean as scale_by_mean
 from foveate.ops.scale import shift as shift

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveate.ops.affinity import Affinity, Size
+
 CHUNK_ELEMENTS = 1 << 20
 """Pair features held at once, where even a single query does not need more."""
 
@@ -28,6 +30,18 @@ def additive_attention(query: Tensor, key: Tensor, value: Tensor, weight: Tensor
         Tokens ``(B, heads, N, V)``, in the dtype of ``value``, summed in at least float32.
     """
     return _op(query, key, value, weight)
+
+
+def additive_affinity(query: Tensor, key: Tensor, weight: Tensor, *, size: Size) -> Affinity:
+    """The weights of :func:`additive_attention` between the positions of a map of this size."""
+    q, k, w = _widened(query, key, weight)
+
+    def rows(at: Tensor) -> Tensor:
+        asking = q[:, :, at]
+        found = [_affinity(asking[:, :, chunk], k, w)[0] for chunk in _chunks(asking, k)]
+        return torch.cat(found, dim=2).unflatten(3, size)
+
+    return Affinity(size, rows)
 
 
 def chunked_forward(query: Tensor, key: Tensor, value: Tensor, weight: Tensor) -> Tensor:

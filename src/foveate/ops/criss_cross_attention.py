@@ -47,7 +47,15 @@ def _split(qkv: Tensor, dim: int) -> tuple[Tensor, ...]:
     return qkv.split([dim, dim, qkv.shape[1] - 2 * dim], dim=1)
 
 
-def _by_definition(qkv: Tensor, dim: int) -> Tensor:
+def criss_cross_spread(weights: Tensor, qkv: Tensor, dim: int) -> Tensor:
+    """Weights ``(B, P, H, W)`` of positions, handed on to those that these attend to."""
+    vertical, horizontal = _weights(qkv, dim)
+    to_column = torch.einsum("bphw,bhwg->bpgw", weights, vertical)
+    return to_column + torch.einsum("bphw,bhwg->bphg", weights, horizontal)
+
+
+def _weights(qkv: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Of the column ``(B, H, W, H)`` and of the row ``(B, H, W, W)``."""
     query, key, value = _split(qkv, dim)
     H, W = qkv.shape[2:]
     vertical = torch.einsum("bdhw,bdgw->bhwg", query, key)  # (B, H, W, H)
@@ -55,6 +63,12 @@ def _by_definition(qkv: Tensor, dim: int) -> Tensor:
     itself = torch.eye(H, dtype=torch.bool, device=qkv.device).unsqueeze(1)  # (H, 1, H)
     scores = torch.cat([vertical.masked_fill(itself, -torch.inf), horizontal], dim=3)
     vertical, horizontal = scores.softmax(3).to(value.dtype).split([H, W], dim=3)
+    return vertical, horizontal
+
+
+def _by_definition(qkv: Tensor, dim: int) -> Tensor:
+    value = qkv[:, 2 * dim :]
+    vertical, horizontal = _weights(qkv, dim)
     from_column = torch.einsum("bhwg,bvgw->bvhw", vertical, value)
     from_row = torch.einsum("bhwg,bvhg->bvhw", horizontal, value)
     return from_column + from_row
@@ -63,8 +77,8 @@ def _by_definition(qkv: Tensor, dim: int) -> Tensor:
 def _room(like: Tensor, shape: Sequence[int]) -> Tensor:
     """For numbers in at least float32, with adjacent channels."""
     wide = torch.promote_types(like.dtype, torch.float32)
-    B, C, H, W = shape
-    return like.new_empty((B, H, W, C), dtype=wide).permute(0, 3, 1, 2)
+    layout = torch.channels_last
+    return torch.empty(shape, dtype=wide, device=like.device, memory_format=layout)
 
 
 def _rooms(qkv: Tensor, dim: int) -> tuple[Tensor, Tensor]:

@@ -165,7 +165,7 @@ class _Settle(torch.autograd.Function):
         return settled if grad is None else settled + grad, None
 
 
-def fuse(x: Tensor, *, mean_only: bool = False) -> Tensor:
+def fuse(x: Tensor, *, plain_inference: bool = False) -> Tensor:
     """Let kernels serve what a gate does with a map, where they can and where it pays.
 
     The statistics in this package and :func:`foveate.ops.scale` recognise the returned map. They
@@ -174,8 +174,7 @@ def fuse(x: Tensor, *, mean_only: bool = False) -> Tensor:
 
     Args:
         x: The map, ``(B, C, H, W)``.
-        mean_only: Whether only its means over the positions are read, for gates of its channels:
-            without a gradient the plain operations are as fast.
+        plain_inference: Whether the plain operations are as fast without a gradient.
 
     Returns:
         ``x`` itself, or an equal map that kernels serve.
@@ -184,7 +183,7 @@ def fuse(x: Tensor, *, mean_only: bool = False) -> Tensor:
         ValueError: If the path asked for cannot be taken.
     """
     graded = torch.is_grad_enabled()
-    backend = None if mean_only and not graded else kernels.pick(x)
+    backend = None if plain_inference and not graded else kernels.pick(x)
     if backend is None:
         return x
     if not (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)):

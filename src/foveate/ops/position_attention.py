@@ -77,10 +77,12 @@ def _room(query: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     """For the output, laid out as the values are, and for the logarithms of the sums."""
     B, heads, N = query.shape[:3]
     V = value.shape[3]
+    # Not a view, which may not be changed in place where it is one of two outputs.
     if value.stride(2) == 1 and value.stride(3) != 1:
-        out = value.new_empty((B, heads, V, N)).mT
+        strides = (heads * V * N, V * N, 1, N)
     else:
-        out = value.new_empty((B, N, heads, V)).transpose(1, 2)
+        strides = (N * heads * V, V, heads * V, 1)
+    out = value.new_empty_strided((B, heads, N, V), strides)
     return out, query.new_empty((B, heads, N), dtype=_wide(query))
 
 

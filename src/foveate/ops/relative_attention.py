@@ -28,12 +28,20 @@ def relative_attention(
     Returns:
         Tokens ``(B, heads, N, V)``.
     """
+    query, key = with_places(query, key, row_logits=row_logits, column_logits=column_logits)
+    return position_attention(query, key, value, scale=1.0)
+
+
+def with_places(
+    query: Tensor, key: Tensor, *, row_logits: Tensor, column_logits: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Queries and keys of :func:`relative_attention` whose products are the whole scores."""
     rows, columns = row_logits.shape[3], column_logits.shape[3]
     row = torch.eye(rows, dtype=key.dtype, device=key.device).repeat_interleave(columns, dim=0)
     column = torch.eye(columns, dtype=key.dtype, device=key.device).repeat(rows, 1)
     place = torch.cat([row, column], dim=1).expand(*key.shape[:2], -1, -1)
     query = torch.cat([query, row_logits.to(query.dtype), column_logits.to(query.dtype)], dim=3)
-    return position_attention(query, torch.cat([key, place], dim=3), value, scale=1.0)
+    return query, torch.cat([key, place], dim=3)
 
 
 def displacement_logits(query: Tensor, table: Tensor, keys: int, *, step: int = 1) -> Tensor:
@@ -77,15 +85,22 @@ def displacement_attention(
     Returns:
         Tokens ``(B, heads, H * W, V)``.
     """
+    query, key = displaced(query, key, rows, columns, size=size)
+    return position_attention(query, key, value, scale=1.0)
+
+
+def displaced(
+    query: Tensor, key: Tensor, rows: Tensor, columns: Tensor, *, size: torch.Size
+) -> tuple[Tensor, Tensor]:
+    """Queries and keys of :func:`displacement_attention` whose products are the whole scores."""
     query = query * query.shape[3] ** -0.5
     height, width = size
     by_place = query.unflatten(2, (height, width))  # (B, heads, H, W, D)
     column_logits = displacement_logits(by_place, resized_table(columns, width), width)
     row_logits = displacement_logits(by_place.transpose(2, 3), resized_table(rows, height), height)
-    return relative_attention(
+    return with_places(
         query,
         key,
-        value,
         row_logits=row_logits.transpose(2, 3).flatten(2, 3),
         column_logits=column_logits.flatten(2, 3),
     )
