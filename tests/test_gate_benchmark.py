@@ -206,7 +206,7 @@ def test_bytes_bound_what_can_be_reached() -> None:
     found = result(timm=6.0, compiled=4.0)["gates"]
     by_name = {(entry["mechanism"], entry["mode"]): entry for entry in found}
     assert targets.ceiling(by_name["cbam", "training"]) == 40.0 / 4
-    assert targets.ceiling(by_name["se", "inference"]) == 40.0 / 1.5
+    assert targets.ceiling(by_name["se", "inference"]) == 40.0
     assert targets.ceiling(by_name["simam", "training"]) is None
 
 

@@ -37,10 +37,9 @@ MEMORY = """Saved for the backward pass, the input included, parameters not; in 
 that is allocated at a time beyond the input and the gradient of the output. In multiples of the
 input."""
 BYTES = """How many times as fast as the faster timm a gate could be at most, if it took the time
-of the readings and writings of the map that it cannot do without, at the speed of a copy: 1.5
-copies for inference (`cbam` 2) and 3.5 for training (`cbam` 4). Where the bound lies below a
-target, no kernel meets it. Only on maps that stay in a cache between two readings could a bound be
-passed; the copy is faster there too."""
+of the readings and writings of the map that it cannot do without, at the speed of a copy, and
+nothing else: a copy for inference; 2.5 for training, 3.5 for `coord` and 4 for `cbam`, which
+normalise over all samples. Where the bound lies below a target, no kernel meets it."""
 BETWEEN = """All rivals have the same weights and results, but for timm's, whose queries, keys and
 values have an eighth of the channels. Peak memory in multiples of the input."""
 HOSTS = """torchvision's ResNet-50 with random weights at 224 px, a gate behind the last

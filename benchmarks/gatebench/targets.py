@@ -10,18 +10,16 @@ from gatebench.rivals import EAGER, FOVEATE, TIMM_COMPILED, TIMM_EAGER, compiled
 LARGE = ("8x256x56x56", "8x512x28x28", "8x1024x14x14", "8x2048x7x7", "64x64x32x32")
 ON_CARD = "64x256x56x56"
 PASSES = {
-    **dict.fromkeys([(key, "inference") for key in ("se", "eca", "coord", "gc")], 3),
-    **dict.fromkeys([(key, "training") for key in ("se", "eca", "coord", "gc")], 7),
-    ("cbam", "inference"): 4,
+    **dict.fromkeys([(key, "inference") for key in ("se", "eca", "coord", "gc", "cbam")], 2),
+    **dict.fromkeys([(key, "training") for key in ("se", "eca", "gc")], 5),
+    ("coord", "training"): 7,
     ("cbam", "training"): 8,
 }
-"""Readings and writings of a whole map that cannot be done without, if none of it stays in a cache.
+"""Readings and writings of a whole map that cannot be done without, if one sample fits in a cache.
 
-Inference reads the map for the gates, reads it again to weigh it, and writes; CBAM's second gate
-needs the first, hence one more reading. In training the gradient of the gates is one reading of map
-and gradient, that of the map a reading of the gradient and a writing. CBAM's normalisation joins
-all samples in the middle: its backward reads both maps before and both again after it, and writes;
-its forward can read the map once for both gates of a sample, while that is in the cache.
+A sample is read, weighed and written; backward its map and gradient are read, and the gradient of
+the map is written. A normalisation over all samples ends what can stay in the cache: `coord` reads
+map and gradient again behind it, `cbam` also the map itself backward.
 """
 TIMM = (TIMM_EAGER, TIMM_COMPILED)
 Record = dict[str, Any]
