@@ -1,6 +1,5 @@
 """Which kernels serve a tensor: those in C++, those in Triton, or none."""
 
-import functools
 import importlib.util
 import os
 from collections.abc import Iterator
@@ -46,12 +45,8 @@ def requested() -> str:
     Raises:
         ValueError: If the variable has none of the values of ``PATHS``.
     """
-    return _override.get() or _checked(os.environ.get(VARIABLE) or "auto")
-
-
-@functools.cache  # asked for in every call of every gate
-def _checked(path: str) -> str:
-    return check_choice(VARIABLE, path, PATHS)
+    asked = _override.get() or os.environ.get(VARIABLE) or "auto"
+    return asked if asked in PATHS else check_choice(VARIABLE, asked, PATHS)
 
 
 def explain(device: torch.device) -> tuple[str, str]:
@@ -110,6 +105,8 @@ def pick(x: Tensor, *, least: int | None = None) -> Any | None:
         x: The tensor, ``(B, C, H, W)``.
         least: Elements from which on kernels are worth it; None for what was measured for maps.
     """
+    if torch.compiler.is_compiling():  # first: not every compiler reads what follows
+        return None
     if (type(x) is not Tensor and type(x) is not Parameter) or x.dim() != 4:
         return None
     asked, device = requested(), x.device
