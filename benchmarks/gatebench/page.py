@@ -146,6 +146,10 @@ def _in_any(name: str, rows: dict[str, Any]) -> bool:
     return any(name in row for row in rows.values())
 
 
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def _speed(ratio: float) -> str:
     return f"**{ratio:.2f}**" if round(ratio, 2) < 1 else f"{ratio:.2f}"
 
@@ -166,7 +170,7 @@ def _between(result: dict[str, Any]) -> str:
         (
             f"`{entry['mechanism']}`, {_spaced(entry['shape'])}",
             name,
-            f"{middle:.3g} ({low:.3g} to {high:.3g})",
+            f"{_number(middle)} ({_number(low)} to {_number(high)})",
             _speed(entry["slower"][name][1]) if name in entry["slower"] else "",
             f"{entry['memory'][name]['peak']:.3g}",
         )

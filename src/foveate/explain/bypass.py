@@ -28,7 +28,7 @@ class Effect:
         return self.low <= 0 <= self.high
 
     def __str__(self) -> str:
-        return f"{self.loss:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
+        return f"{self.loss:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
 
 
 def bypasses(

@@ -130,27 +130,27 @@ class Diagnosis:
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
         from rich.table import Table
 
-        table = Table(title=f"{self.images} images, metric {self.metric:.4f}", title_justify="left")
-        for column in ("layer", "verdict", "entropy, bits"):
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        for column in ("layer", "findings", "entropy, bits"):
             table.add_column(column, overflow="fold")
         kinds = list(dict.fromkeys(kind for site in self.sites for kind in site.bypass))
         for kind in kinds:
-            table.add_column(f"loses, {kind}", justify="right")
+            table.add_column(f"loss, {kind}", justify="right", no_wrap=True)
         for site in self.sites:
-            bits = ", ".join(f"{name} {value:.1f}" for name, value in site.entropy.items())
-            effects = (str(site.bypass[kind]) if kind in site.bypass else "" for kind in kinds)
-            table.add_row(site.name, _shown(site), bits, *effects)
+            bits = "\n".join(f"{name} {value:.1f}" for name, value in site.entropy.items())
+            effects = (str(site.bypass.get(kind, "")).replace(" ", "\n", 1) for kind in kinds)
+            table.add_row(site.name.removesuffix(".attention"), _shown(site), bits, *effects)
+        yield f"{self.images} images, metric {self.metric:.4f}"
         yield table
         diseases = dict.fromkeys(one.disease for site in self.sites for one in site.findings)
         yield from (f"{disease}: {REMEDIES[disease]}" for disease in diseases)
 
 
 def _shown(site: SiteDiagnosis) -> str:
-    lines = [
-        f"{one.disease} ({f'{one.part} ' if one.part else ''}{one.value:.3g})"
-        for one in site.findings
-    ]
-    return "\n".join(lines) or "healthy"
+    parts: dict[str, list[str]] = {}
+    for one in site.findings:
+        parts.setdefault(one.disease, []).append(f"{one.part} {one.value:.2g}".strip())
+    return "\n".join(f"{name}: {', '.join(found)}" for name, found in parts.items()) or "healthy"
 
 
 @dataclass
