@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from foveate import ops
 from foveate.errors import InvalidTypeError, InvalidValueError, unknown
-from foveate.explain.acting import Handle, mechanisms, tap
+from foveate.explain.acting import Handle, key_of, mechanisms, tap
 from foveate.explain.foreign import Foreign, recognise
 from foveate.explain.untouched import untouched
 from foveate.mechanisms.base import Attention
@@ -208,7 +208,7 @@ def _unwrapped(model: nn.Module) -> nn.Module:
 def _watch(name: str, module: nn.Module) -> tuple[Layer, list[Handle]]:
     foreign = recognise(module)
     if isinstance(module, Attention):
-        layer = Layer(name, module.key, module)
+        layer = Layer(name, key_of(module), module)
         if type(module).affinity is not Attention.affinity:
             layer._affinity = module.affinity
         return layer, [module.register_forward_pre_hook(partial(_keep_maps, layer))]
