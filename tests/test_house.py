@@ -38,7 +38,7 @@ def loaded_by(statement: str) -> set[str]:
         "import foveate; foveate.create('cbam', 64); foveate.list_mechanisms()",
         "import foveate; foveate.insert; foveate.remove; foveate.plan",
         "import foveate; foveate.load_weights",
-        "import foveate; foveate.record; foveate.diagnose",
+        "import foveate; foveate.record; foveate.diagnose; foveate.explain.sheet",
     ],
 )
 def test_import_needs_torch_only(statement: str) -> None:
@@ -52,7 +52,15 @@ def test_this_test_can_fail() -> None:
 
 def test_public_names_are_these() -> None:
     assert foveate.__all__ == [
-        *("create", "diagnose", "get_mechanism", "insert", "list_mechanisms", "load_weights"),
+        *(
+            "create",
+            "diagnose",
+            "explain",
+            "get_mechanism",
+            "insert",
+            "list_mechanisms",
+            "load_weights",
+        ),
         *("models", "plan", "profile", "record", "remove"),
     ]
     assert set(foveate.__all__) <= set(dir(foveate))
@@ -64,7 +72,7 @@ def test_public_names_stay_what_they_are() -> None:
     """A submodule of the same name would take the place of a lazy function once imported."""
     code = "import foveate as f; import foveate.cli; all(getattr(f, n) for n in f.__all__); "
     code += "print(*(n for n in f.__all__ if not callable(getattr(f, n))))"
-    assert fresh(code) == "models"
+    assert fresh(code) == "explain models"
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import foveate.mechanisms  # noqa: F401  (fills the registry)
 from foveate.registry import create, get_mechanism, list_mechanisms
 
 if TYPE_CHECKING:
-    from foveate import models
+    from foveate import explain, models
     from foveate.explain import diagnose, record
     from foveate.insertion import insert, plan, remove
     from foveate.profiling import profile
@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 __all__ = [
     "create",
     "diagnose",
+    "explain",
     "get_mechanism",
     "insert",
     "list_mechanisms",
@@ -31,6 +32,7 @@ __all__ = [
 
 _LAZY = {
     "diagnose": "foveate.explain",
+    "explain": "foveate.explain",
     "insert": "foveate.insertion",
     "load_weights": "foveate.weights",
     "models": "foveate.models",

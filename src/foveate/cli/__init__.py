@@ -7,7 +7,9 @@ import typer
 from typer.exceptions import TyperException
 
 from foveate.cli.compare import compare
+from foveate.cli.diagnose import diagnose
 from foveate.cli.doctor import doctor
+from foveate.cli.explain import explain
 from foveate.cli.list import list_keys
 from foveate.cli.plan import plan
 from foveate.cli.profile import profile
@@ -28,6 +30,8 @@ app.command("plan")(plan)
 app.command("profile")(profile)
 app.command("train")(train)
 app.command("compare")(compare)
+app.command("explain")(explain)
+app.command("diagnose")(diagnose)
 app.command("doctor")(doctor)
 
 

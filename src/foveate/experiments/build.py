@@ -36,29 +36,48 @@ def build_network(config: RunConfig, data: Data) -> Network:
         ValueError: If the host, the mechanism or its place cannot be had.
     """
     torch.manual_seed(derive_seed("host", config.seed))
-    host = build_host(
-        config.host,
-        num_classes=len(data.classes),
-        in_channels=data.in_channels,
-        image_size=data.image_size,
-        pretrained=config.pretrained,
-    )
+    sizes = (len(data.classes), data.in_channels, data.image_size)
+    host = build_bare(config, *sizes, pretrained=config.pretrained)
     if config.pretrained and is_folded(host):
         give_statistics(host, _some_images(data))
+    torch.manual_seed(derive_seed("attention", config.seed))
+    return Network(host, put_attention(host, config, data.in_channels, data.image_size))
+
+
+def build_bare(
+    config: RunConfig,
+    num_classes: int,
+    in_channels: int,
+    image_size: int,
+    *,
+    pretrained: str | None = None,
+) -> nn.Module:
+    """The host of a run; the errors of :func:`build_network`."""
+    return build_host(
+        config.host,
+        num_classes=num_classes,
+        in_channels=in_channels,
+        image_size=image_size,
+        pretrained=pretrained,
+    )
+
+
+def put_attention(
+    host: nn.Module, config: RunConfig, in_channels: int, image_size: int
+) -> Handle | None:
+    """Insert the mechanism of a run, if it has one; the errors of :func:`build_network`."""
     chosen = config.mechanism
     if chosen is None:
-        return Network(host, None)
-    torch.manual_seed(derive_seed("attention", config.seed))
-    attention = insert(
+        return None
+    return insert(
         host,
         chosen.key,
         where=chosen.where,
         at=chosen.at,
         init=chosen.init or "identity",
-        example=torch.zeros(1, data.in_channels, data.image_size, data.image_size),
+        example=torch.zeros(1, in_channels, image_size, image_size),
         **chosen.options,
     )
-    return Network(host, attention)
 
 
 def _some_images(data: Data) -> Tensor:

@@ -171,12 +171,19 @@ def _conclude(trainer: Trainer) -> RunResult:
         rows = read_journal(folder / METRICS)
         result.curves = _curves(rows)
         result.images_per_second = statistics.median(_column(rows, "images_per_second"))
-        about = {"config": trainer.config.model_dump(mode="json"), "classes": trainer.data.classes}
-        checkpoint.save(folder / MODEL, trainer.module.state_dict(), about)
+        checkpoint.save(folder / MODEL, trainer.module.state_dict(), _about(trainer))
         write_result(folder, result)
         (folder / CHECKPOINT).unlink()
     trainer.fabric.barrier()
     return result
+
+
+def _about(trainer: Trainer) -> dict[str, Any]:
+    """What gives the network again, with its weights, and feeds it."""
+    data = trainer.data
+    names = ("classes", "mean", "std", "in_channels", "image_size")
+    fed = {name: getattr(data, name) for name in names}
+    return {"config": trainer.config.model_dump(mode="json"), **fed}
 
 
 def _column(rows: list[dict[str, Any]], name: str) -> list[Any]:

@@ -1,10 +1,19 @@
-"""What attention does in a network: recorded, and diagnosed."""
+"""What attention does in a network: recorded, diagnosed, and drawn."""
 
 from foveate.explain.diagnosis import Check as Check
 from foveate.explain.diagnosis import Diagnosis as Diagnosis
 from foveate.explain.diagnosis import SiteDiagnosis as SiteDiagnosis
 from foveate.explain.diagnosis import Thresholds as Thresholds
 from foveate.explain.diagnosis import diagnose as diagnose
+from foveate.explain.evidence import CAMS as CAMS
+from foveate.explain.evidence import class_evidence as class_evidence
 from foveate.explain.recording import Layer as Layer
 from foveate.explain.recording import Record as Record
 from foveate.explain.recording import record as record
+from foveate.explain.sheets import Input as Input
+from foveate.explain.sheets import sheet as sheet
+from foveate.explain.surveys import Evolution as Evolution
+from foveate.explain.surveys import Survey as Survey
+from foveate.explain.surveys import gradient_norms as gradient_norms
+from foveate.explain.surveys import over_data as over_data
+from foveate.explain.surveys import survey as survey

@@ -44,6 +44,14 @@ class Layer:
     _affinity: Callable[[Tensor], ops.Affinity | None] | None = field(default=None, repr=False)
 
     @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width of the map whose positions read others; None if there is no affinity."""
+        if not self._inputs:
+            return None
+        height, width = self._inputs[-1].x.shape[2:]
+        return height, width
+
+    @property
     def maps(self) -> Maps:
         """The maps of all calls by name, one after the other along the batch.
 

@@ -5,21 +5,49 @@ from matplotlib.figure import Figure
 from foveate.figures.costs import CostAxis, CostPoint, accuracy_against_cost
 from foveate.figures.curves import Curve, accuracy_per_epoch, loss_per_step
 from foveate.figures.differences import DifferenceRow, differences
-from foveate.figures.style import Look, inline_svg, looks, png, svg
+from foveate.figures.gates import (
+    ClassProfile,
+    Slope,
+    Spread,
+    class_profiles,
+    even,
+    gate_evolution,
+    gate_histograms,
+    gates_by_depth,
+    gradients_by_depth,
+)
+from foveate.figures.overlay import Meaning, Panel
+from foveate.figures.sheet import Section, Sheet, sheet
+from foveate.figures.style import Look, encoded, inline_svg, looks, png, svg
 
 __all__ = [
+    "ClassProfile",
     "CostAxis",
     "CostPoint",
     "Curve",
     "DifferenceRow",
     "Figure",
     "Look",
+    "Meaning",
+    "Panel",
+    "Section",
+    "Sheet",
+    "Slope",
+    "Spread",
     "accuracy_against_cost",
     "accuracy_per_epoch",
+    "class_profiles",
     "differences",
+    "encoded",
+    "even",
+    "gate_evolution",
+    "gate_histograms",
+    "gates_by_depth",
+    "gradients_by_depth",
     "inline_svg",
     "looks",
     "loss_per_step",
     "png",
+    "sheet",
     "svg",
 ]

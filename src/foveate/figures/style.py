@@ -43,6 +43,7 @@ _RC = {
     "grid.linewidth": 0.6,
     "svg.fonttype": "none",
     "svg.hashsalt": "foveate",
+    "pdf.fonttype": 42,
     "text.color": INK,
     "text.parse_math": False,
     "xtick.color": INK,
@@ -107,6 +108,17 @@ def png(figure: Figure) -> bytes:
 def svg(figure: Figure) -> str:
     """The figure on white, its text as text; the same figure gives the same characters."""
     return _save(figure, format="svg", metadata={"Date": None}).decode()
+
+
+def pdf(figure: Figure) -> bytes:
+    """The figure on white, its text as text."""
+    return _save(figure, format="pdf", metadata={"CreationDate": None})
+
+
+def encoded(figure: Figure, ending: str) -> bytes:
+    """The figure as the content of a file, by its ending: ``png``, ``svg`` or ``pdf``."""
+    ways = {"png": png, "svg": lambda drawn: svg(drawn).encode(), "pdf": pdf}
+    return ways[ending](figure)
 
 
 def inline_svg(figure: Figure, *, label: str) -> str:

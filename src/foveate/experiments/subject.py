@@ -1,0 +1,218 @@
+"""A network that is looked at: one that a run trained, or one by name, and how it is fed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision import models as torchvision_models
+
+from foveate import models
+from foveate.errors import InvalidValueError
+from foveate.experiments.build import build_bare, put_attention
+from foveate.experiments.config import RunConfig
+from foveate.experiments.configfile import parse
+from foveate.experiments.data.images import ImageSet, decode
+from foveate.experiments.data.load import Data, load_data
+from foveate.experiments.run import MODEL
+from foveate.experiments.training import checkpoint
+from foveate.explain import Input
+from foveate.hosts.by_name import build_host
+from foveate.weights import load_weights
+
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_LUMINANCE = (0.299, 0.587, 0.114)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network in evaluation mode, and what it is fed with."""
+
+    name: str
+    module: nn.Module
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    image_size: int
+
+    @property
+    def feed(self) -> Input:
+        """The normalisation and the names of the classes."""
+        return Input(self.mean, self.std, self.classes)
+
+    def image(self, path: Path) -> Tensor:
+        """The picture in a file as ``(1, C, S, S)``, normalised.
+
+        Raises:
+            ValueError: If it cannot be read.
+        """
+        if not path.is_file():
+            raise InvalidValueError(f"there is no image '{path}'")
+        try:
+            pixels = decode(path, self.image_size)
+        except Exception as error:  # whatever a decoder raises on broken bytes
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            raise InvalidValueError(f"'{path}' cannot be read as an image: {reason}") from error
+        return self.normalised(pixels.unsqueeze(0))
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """Pixels ``(B, 1 or 3, S, S)`` of uint8 as the network expects them."""
+        values = pixels.float() / 255
+        if len(self.mean) == 1 and values.shape[1] == 3:
+            values = (values * _per_channel(_LUMINANCE)).sum(1, keepdim=True)
+        values = values.expand(-1, len(self.mean), -1, -1)
+        return (values - _per_channel(self.mean)) / _per_channel(self.std)
+
+    def label(self, path: Path) -> int | None:
+        """The class that the folder of an image names; None if it names none."""
+        name = path.absolute().parent.name
+        return self.classes.index(name) if name in self.classes else None
+
+    def batches(
+        self, data: Data, *, limit: int, split: str = "test", batch_size: int = 32
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Shuffled batches, the same at every call, with the labels that the network gives.
+
+        Raises:
+            ValueError: If the data has a class that the network lacks.
+        """
+        own = self._labels(data)
+        images: ImageSet = getattr(data, split)
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+        return [
+            (self.normalised(_pixels(some, self.image_size)), own[some.labels])
+            for chosen in order[:limit].split(batch_size)
+            for some in [images.take(chosen)]
+        ]
+
+    def load_data(self, name: str, **how: Any) -> Data:
+        """A data set at the size of this network's images; the arguments of ``load_data``."""
+        return load_data(name, image_size=self.image_size, **how)
+
+    def _labels(self, data: Data) -> Tensor:
+        """For each class of the data its place among those of the network."""
+        strangers = [name for name in data.classes if name not in self.classes]
+        if strangers:
+            raise InvalidValueError(
+                f"{data.name} has the class '{strangers[0]}', which {self.name} lacks"
+            )
+        return torch.tensor([self.classes.index(name) for name in data.classes])
+
+
+def open_subject(
+    model: str,
+    *,
+    weights: str | None = None,
+    image_size: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    classes: Path | None = None,
+) -> Subject:
+    """Open the network that a person names.
+
+    Args:
+        model: The folder of a run, its ``model.safetensors``, a named model such as
+            ``cbam_resnet50``, or a host as for :func:`~foveate.hosts.build_host`.
+        weights: For networks by name: ``"DEFAULT"`` for the publisher's, or a file.
+        image_size: Side of the images; by default that of the run, and 224.
+        mean: Of the pixels in [0, 1], for each channel; by default that of the run, and ImageNet's.
+        std: Likewise.
+        classes: A file with a name on each line, for networks by name; by default the 1,000 classes
+            of ImageNet.
+
+    Raises:
+        ValueError: If anything is unknown or unreadable.
+    """
+    at = Path(model).expanduser()
+    if at.is_dir() or at.suffix == ".safetensors":
+        for option, value in {"weights": weights, "classes": classes}.items():
+            if value is not None:
+                raise InvalidValueError(f"{option} are those of the run, but got {option}={value}")
+        subject = trained(at / MODEL if at.is_dir() else at)
+    else:
+        subject = _by_name(model, weights, image_size or 224, classes)
+    return Subject(
+        subject.name,
+        subject.module.eval(),
+        subject.classes,
+        _stretched(mean, subject.mean),
+        _stretched(std, subject.std),
+        image_size or subject.image_size,
+    )
+
+
+def trained(path: Path) -> Subject:
+    """The network that a run has written.
+
+    Raises:
+        ValueError: If the file is missing or none of ours.
+    """
+    if not path.is_file():
+        raise InvalidValueError(f"there is no '{path}'; a finished run has written one")
+    tensors, about = checkpoint.load(path)
+    try:
+        config = parse(RunConfig, about["config"])
+        classes, mean, std = (tuple(about[name]) for name in ("classes", "mean", "std"))
+        size = int(about["image_size"])
+    except KeyError as error:
+        raise InvalidValueError(f"{path} was not written by a run: it lacks {error}") from error
+    module = build_bare(config, len(classes), len(mean), size)
+    put_attention(module, config, len(mean), size)
+    module.load_state_dict(tensors)
+    return Subject(path.absolute().parent.name, module, classes, mean, std, size)
+
+
+def _by_name(name: str, weights: str | None, size: int, names: Path | None) -> Subject:
+    classes = _imagenet() if names is None else _lines(names)
+    if name in models.list_models():
+        default = weights == "DEFAULT"
+        module = models.create(
+            name, num_classes=len(classes), image_size=size, pretrained_host=default
+        )
+        if weights is not None and not default:
+            load_weights(module, weights)
+    else:
+        module = build_host(
+            name, num_classes=len(classes), in_channels=3, image_size=size, pretrained=weights
+        )
+    told = getattr(module, "pretrained_cfg", {})
+    mean, std = tuple(told.get("mean", _MEAN)), tuple(told.get("std", _STD))
+    return Subject(name, module, classes, mean, std, size)
+
+
+def _imagenet() -> tuple[str, ...]:
+    return tuple(torchvision_models.ResNet18_Weights.DEFAULT.meta["categories"])
+
+
+def _lines(path: Path) -> tuple[str, ...]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidValueError(f"the names in '{path}' cannot be read: {error}") from error
+    found = tuple(line.strip() for line in lines if line.strip())
+    if len(found) < 2:
+        raise InvalidValueError(f"'{path}' has {len(found)} names, but at least 2 are needed")
+    return found
+
+
+def _stretched(given: Sequence[float] | None, usual: tuple[float, ...]) -> tuple[float, ...]:
+    """One number for all channels, or one for each; the usual ones if none are given."""
+    if given is None:
+        return usual
+    if len(given) not in (1, len(usual)):
+        raise InvalidValueError(
+            f"the network has {len(usual)} channels, but got {len(given)} numbers: {list(given)}"
+        )
+    return tuple(given) if len(given) == len(usual) else tuple(given) * len(usual)
+
+
+def _per_channel(values: Sequence[float]) -> Tensor:
+    return torch.tensor(values).view(-1, 1, 1)
+
+
+def _pixels(images: ImageSet, size: int) -> Tensor:
+    if images.images is not None:
+        return images.images
+    return torch.stack([decode(path, size) for path in images.paths])
