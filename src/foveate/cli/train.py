@@ -49,9 +49,9 @@ def train(
 ) -> int:
     """Train one network, or go on with what the folder holds, and test it once at the end."""
     values = options.settings(context, _PATHS)
+    from foveate.experiments.alone import run_alone
     from foveate.experiments.config import RunConfig
     from foveate.experiments.configfile import parse
-    from foveate.experiments.run import run_alone
     from foveate.experiments.training.interrupt import Interrupted
     from foveate.experiments.training.progress import watch
     from foveate.experiments.training.train import DivergedError

@@ -15,10 +15,11 @@ from foveate.errors import UserError
 from foveate.experiments.build import Network, build_network
 from foveate.experiments.config import CompareConfig, RunConfig
 from foveate.experiments.configfile import to_yaml
-from foveate.experiments.data.load import Data, load_data
+from foveate.experiments.data.load import Data, describe_data, load_data
 from foveate.experiments.reporting.costs import measure_costs
+from foveate.experiments.reporting.explained import Explained, explain_run
 from foveate.experiments.reporting.report import write_report
-from foveate.experiments.reporting.results import Results, RunResult, Site
+from foveate.experiments.reporting.results import CONTROLS, Results, RunResult, Site
 from foveate.experiments.reporting.statistics import compare_to_baseline
 from foveate.experiments.run import CONFIG, ENVIRONMENT, check_folder, claimed, run, write_result
 from foveate.experiments.training import checkpoint
@@ -82,7 +83,7 @@ def compare(grid: Grid, watcher: Watcher, *, command: str) -> Results:
         runs = [_attempt(grid, cell, fabric, watcher) for cell in grid.runs]
         results = _results(grid, runs, fabric, command)
         if fabric.is_global_zero:
-            write_report(results, config.out)
+            write_report(results, config.out, list(_explained(grid, runs, watcher)))
     fabric.barrier()
     return results
 
@@ -115,6 +116,19 @@ def _attempt(grid: Grid, cell: RunConfig, fabric: Fabric, watcher: Watcher) -> R
         return result
 
 
+def _explained(grid: Grid, runs: list[RunResult], watcher: Watcher) -> Iterator[Explained]:
+    """What the attention does, in the best run of each mechanism; the control comes last."""
+    folders = {(cell.label, cell.seed): grid.folder(cell) for cell in grid.runs}
+    for label in sorted(grid.networks, key=CONTROLS.__contains__):
+        network = grid.networks[label]
+        done = [run for run in runs if run.mechanism == label and run.status == "finished"]
+        if grid.config.explain and network.attention is not None and done:
+            best = max(done, key=lambda run: run.val_accuracy or 0.0)
+            folder = folders[label, best.seed]
+            watcher.note(f"{label} seed {best.seed}", "diagnosing and drawing it")
+            yield explain_run(folder, best, grid.data, images=grid.config.explain)
+
+
 def _results(grid: Grid, runs: list[RunResult], fabric: Fabric, command: str) -> Results:
     config, networks = grid.config, grid.networks
     results = Results(
@@ -123,7 +137,7 @@ def _results(grid: Grid, runs: list[RunResult], fabric: Fabric, command: str) ->
         command=command,
         config=config.model_dump(mode="json"),
         environment=describe(fabric),
-        data=_describe_data(grid.data),
+        data=describe_data(grid.data),
         host=config.host,
         runs=runs,
         costs=measure_costs(
@@ -137,17 +151,6 @@ def _results(grid: Grid, runs: list[RunResult], fabric: Fabric, command: str) ->
     )
     results.comparisons = compare_to_baseline(results)
     return results
-
-
-def _describe_data(data: Data) -> dict[str, object]:
-    sizes = {split: len(getattr(data, split)) for split in ("train", "val", "test")}
-    return {
-        "name": data.name,
-        "classes": list(data.classes),
-        "sizes": sizes,
-        "image_size": data.image_size,
-        "record": data.record,
-    }
 
 
 def _sites(network: Network) -> list[Site]:

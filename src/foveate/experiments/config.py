@@ -67,6 +67,7 @@ class Recipe(_Settings):
     deterministic: bool = False
     workers: _Whole = 0
     tracker: Literal["tensorboard", "wandb", "mlflow", "none"] = "tensorboard"
+    snapshots: _Whole = 20
 
     @field_validator("augment")
     @classmethod
@@ -140,6 +141,7 @@ class _Experiment(_Settings):
     host: str = "small_cnn"
     pretrained: str | None = None
     recipe: Recipe = Recipe()
+    explain: _Whole = 256
 
     @model_validator(mode="before")
     @classmethod
@@ -168,10 +170,10 @@ class RunConfig(_Experiment):
 
     def identity(self) -> dict[str, Any]:
         """The settings that the numbers depend on."""
-        settings = self.model_dump(mode="json")
+        settings = self.model_dump(mode="json", exclude={"explain"})
         for name in ("root", "download", "skip_bad"):
             del settings["data"][name]
-        for name in ("workers", "tracker"):
+        for name in ("workers", "tracker", "snapshots"):
             del settings["recipe"][name]
         return settings
 

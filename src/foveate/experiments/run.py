@@ -14,15 +14,14 @@ from foveate.errors import InvalidValueError
 from foveate.experiments.build import build_network
 from foveate.experiments.config import RunConfig
 from foveate.experiments.configfile import parse, read_yaml, to_yaml
-from foveate.experiments.data.load import Data, load_data
+from foveate.experiments.data.load import Data
 from foveate.experiments.reporting.results import Curves, RunResult
 from foveate.experiments.training import checkpoint
 from foveate.experiments.training.environment import describe
 from foveate.experiments.training.journal import read_journal
-from foveate.experiments.training.processes import deterministic, launch
+from foveate.experiments.training.processes import deterministic
 from foveate.experiments.training.progress import Watcher
 from foveate.experiments.training.recorder import METRICS
-from foveate.experiments.training.trackers import check_tracker
 from foveate.experiments.training.train import CHECKPOINT, Trainer
 
 CONFIG, DATA, ENVIRONMENT = "config.yaml", "data.json", "environment.json"
@@ -76,23 +75,6 @@ def run(
         result = _conclude(trainer)
     watcher.end_run(title, f"{result.test_accuracy:.2f} % on test")
     return result
-
-
-def run_alone(config: RunConfig, folder: Path, watcher: Watcher) -> RunResult:
-    """A run that is no part of a comparison: :func:`run` after everything was found to exist.
-
-    Raises:
-        ValueError: If anything is unknown, refused or unreadable; nothing has been written then.
-        Interrupted: After Ctrl-C, with everything saved.
-        DivergedError: When a loss is not finite.
-    """
-    check_tracker(config.recipe.tracker)
-    data = load_data(**dict(config.data))
-    build_network(config, data)
-    check_folder(folder, config, data)
-    fabric = launch(config.recipe)
-    with claimed(folder, fabric):
-        return run(config, data, folder, fabric, watcher)
 
 
 @contextmanager

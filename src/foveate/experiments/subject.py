@@ -22,6 +22,8 @@ from foveate.explain import Input
 from foveate.hosts.by_name import build_host
 from foveate.weights import load_weights
 
+Batches = list[tuple[Tensor, Tensor]]
+
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _LUMINANCE = (0.299, 0.587, 0.114)
 
@@ -71,20 +73,34 @@ class Subject:
         return self.classes.index(name) if name in self.classes else None
 
     def batches(
-        self, data: Data, *, limit: int, split: str = "test", batch_size: int = 32
-    ) -> list[tuple[Tensor, Tensor]]:
-        """Shuffled batches, the same at every call, with the labels that the network gives.
+        self,
+        data: Data,
+        *,
+        split: str = "test",
+        limit: int | None = None,
+        chosen: Sequence[int] | None = None,
+        batch_size: int = 32,
+    ) -> Batches:
+        """Batches of a split, with the labels that the network gives.
+
+        Args:
+            data: Images of any normalisation.
+            split: ``train``, ``val`` or ``test``.
+            limit: Most images.
+            chosen: Which images, in this order; by default all in one order of chance.
+            batch_size: Images in a batch.
 
         Raises:
             ValueError: If the data has a class that the network lacks.
         """
         own = self._labels(data)
         images: ImageSet = getattr(data, split)
-        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:limit]
+        if chosen is not None:
+            order = torch.tensor(chosen)
         return [
             (self.normalised(_pixels(some, self.image_size)), own[some.labels])
-            for chosen in order[:limit].split(batch_size)
-            for some in [images.take(chosen)]
+            for some in map(images.take, order.split(batch_size))
         ]
 
     def load_data(self, name: str, **how: Any) -> Data:

@@ -14,6 +14,7 @@ from foveate.explain.sheets import Input as Input
 from foveate.explain.sheets import sheet as sheet
 from foveate.explain.surveys import Evolution as Evolution
 from foveate.explain.surveys import Survey as Survey
+from foveate.explain.surveys import evolution as evolution
 from foveate.explain.surveys import gradient_norms as gradient_norms
 from foveate.explain.surveys import over_data as over_data
 from foveate.explain.surveys import survey as survey

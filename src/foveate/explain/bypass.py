@@ -28,7 +28,7 @@ class Effect:
         return self.low <= 0 <= self.high
 
     def __str__(self) -> str:
-        return f"{self.loss:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+        return f"{self.loss:+.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
 def bypasses(

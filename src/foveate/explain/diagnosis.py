@@ -54,7 +54,7 @@ class Thresholds:
 REMEDIES = {
     "saturated": "lower the learning rate of the mechanism, or normalise before its last layer",
     "collapsed": "a gate that is one number does nothing a norm does not: take it out, or train on",
-    "constant": "compare it with mechanism `static`, which is as good and costs less",
+    "constant": "compare it with the mechanism 'static', which is as good and costs less",
     "stuck": "check that its parameters are in the optimizer and have no weight decay; train on",
     "dead": "widen the bottleneck by a smaller reduction, or lower the learning rate",
     "starved": "insert it with init='identity', or nearer to the end of its block",
@@ -131,8 +131,8 @@ class Diagnosis:
         from rich.table import Table
 
         table = Table(box=None, pad_edge=False, header_style="dim")
-        for column in ("layer", "findings", "entropy, bits"):
-            table.add_column(column, overflow="fold")
+        for column, width in (("layer", 8), ("findings", 10), ("entropy", 7)):
+            table.add_column(column, overflow="fold", min_width=width)
         kinds = list(dict.fromkeys(kind for site in self.sites for kind in site.bypass))
         for kind in kinds:
             table.add_column(f"loss, {kind}", justify="right", no_wrap=True)
@@ -140,7 +140,7 @@ class Diagnosis:
             bits = "\n".join(f"{name} {value:.1f}" for name, value in site.entropy.items())
             effects = (str(site.bypass.get(kind, "")).replace(" ", "\n", 1) for kind in kinds)
             table.add_row(site.name.removesuffix(".attention"), _shown(site), bits, *effects)
-        yield f"{self.images} images, metric {self.metric:.4f}"
+        yield f"{self.images} images, metric {self.metric:.4f}; entropy in bits, of 6"
         yield table
         diseases = dict.fromkeys(one.disease for site in self.sites for one in site.findings)
         yield from (f"{disease}: {REMEDIES[disease]}" for disease in diseases)

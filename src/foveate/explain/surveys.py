@@ -53,8 +53,9 @@ class GateSurvey:
 
     @property
     def values(self) -> Tensor:
-        """An even sample of the values over all images, channels and positions."""
-        return torch.cat(self._values)
+        """An even sample of the finite values over all images, channels and positions."""
+        values = torch.cat(self._values)
+        return values[values.isfinite()] if values.isfinite().any() else torch.zeros(1)
 
     @property
     def percentiles(self) -> list[float]:
@@ -92,7 +93,17 @@ class Survey:
         """How often each value of each gate occurs."""
         from foveate import figures
 
-        return figures.gate_histograms({_title(g): _spread(g) for g in self.gates})
+        ends = torch.cat([torch.stack(gate.values.aminmax()) for gate in self.gates])
+        low, high = min(0.0, float(ends.min())), max(1.0, float(ends.max()))  # a gate's, or more
+        edges = torch.linspace(low, high, BINS + 1).tolist()
+        return figures.gate_histograms(
+            {
+                _title(gate): figures.Spread(
+                    gate.percentiles, edges, torch.histc(gate.values, BINS, low, high).tolist()
+                )
+                for gate in self.gates
+            }
+        )
 
     def by_depth(self) -> "Figure":
         """Median and spread of the gates, from the first layer to the last."""
@@ -100,7 +111,7 @@ class Survey:
 
         parts: dict[str, dict[str, Any]] = {}
         for gate in self.gates:
-            parts.setdefault(gate.part, {})[gate.layer] = _spread(gate)
+            parts.setdefault(gate.part, {})[gate.layer] = figures.Spread(gate.percentiles)
         return figures.gates_by_depth(parts)
 
     def class_profiles(self, classes: Sequence[str] | None = None) -> "Figure":
@@ -277,16 +288,3 @@ def _is_gate(module: nn.Module, part: str, found: Tensor) -> bool:
 
 def _title(gate: GateSurvey) -> str:
     return f"{gate.layer} {gate.part}"
-
-
-def _spread(gate: GateSurvey) -> Any:
-    from foveate import figures
-
-    values = gate.values
-    values = values[values.isfinite()]
-    low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
-    if low >= 0 and high <= 1:
-        low, high = 0.0, 1.0  # as a gate; one figure for all has one axis
-    counts = torch.histc(values, BINS, low, high)
-    edges = torch.linspace(low, high, BINS + 1)
-    return figures.Spread(gate.percentiles, edges.tolist(), counts.tolist())

@@ -1,5 +1,6 @@
 """Maps over the picture that they belong to, each with the bar that says what its colours mean."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -11,7 +12,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from numpy.typing import NDArray
 
-from foveate.figures.style import PAPER
+from foveate.figures.style import GREY, PAPER
 
 Array = NDArray[np.float64]
 
@@ -54,7 +55,9 @@ def draw_panel(axes: Axes, panel: Panel, picture: Array, meaning: Meaning) -> No
         grey = picture @ (0.299, 0.587, 0.114)
         colours = _STRENGTH * colours + (1 - _STRENGTH) * grey[..., None]
     axes.imshow(colours, interpolation="nearest")
-    axes.set_axis_off()
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set(visible=True, linewidth=0.4, color=GREY)
     axes.set_title(shortened(panel.title), fontsize="x-small", pad=3)
     if panel.mark is not None:
         y, x = (share * size - 0.5 for share, size in zip(panel.mark, picture.shape, strict=False))
@@ -70,6 +73,18 @@ def shortened(title: str) -> str:
     return "\n".join(
         f"{line[:half]}…{line[-half:]}" if len(line) > _TITLE_WIDTH else line for line in lines
     )
+
+
+def apart(low: float, high: float) -> list[str]:
+    """Two numbers as short as they can be told apart.
+
+    Example:
+        >>> apart(0.0, 1.0), apart(0.99912, 0.99987)
+        (['0', '1'], ['0.9991', '0.9999'])
+    """
+    size, span = max(abs(low), abs(high)), high - low
+    digits = 2 + math.ceil(math.log10(size / span)) if size > span > 0 else 2
+    return [f"{end:.{max(2, digits)}g}" for end in (low, high)]
 
 
 def _scale(values: Array, meaning: Meaning) -> ScalarMappable:
@@ -104,7 +119,7 @@ def _bar(axes: Axes, scale: ScalarMappable, values: Array) -> None:
     if ends[0] > low:
         bar.set_xticks([(low + high) / 2], [f"{ends[0]:.3g} everywhere"], fontsize="xx-small")
         return
-    bar.set_xticklabels([f"{end:.3g}" for end in ends], fontsize="xx-small")
+    bar.set_xticklabels(apart(*ends), fontsize="xx-small")
     left, right = bar.get_xticklabels()
     left.set_horizontalalignment("left")
     right.set_horizontalalignment("right")

@@ -18,8 +18,8 @@ _NAMED = 12
 
 
 def draw_profiles(axes: Axes, channels: Mapping[str, Array]) -> None:
-    """A curve a layer: its gates from the highest to the lowest, the deeper the darker."""
-    colours = mpl.colormaps["cividis_r"](np.linspace(0.15, 1, len(channels)))
+    """A curve a layer: its gates from the highest to the lowest, the deeper the bluer."""
+    colours = mpl.colormaps["cividis_r"](np.linspace(0.25, 0.8, len(channels)))
     for colour, (name, gates) in zip(colours, channels.items(), strict=True):
         share = np.linspace(0, 100, len(gates)) if len(gates) > 1 else np.array([0.0])
         axes.plot(share, _sorted(gates), color=colour, linewidth=1.3, label=shortened(name))

@@ -18,9 +18,11 @@ WIDTH = 9.2
 COLUMNS = 5
 _HEAD = 2.3
 _CHANNELS = 2.5
-_TITLE = 0.3
-_AROUND = 0.5
-"""Inches of a panel's title, its bar, and the space between rows."""
+_TITLE = 0.32
+_AROUND = 0.34
+"""Inches of a panel's bar, and of the space between rows."""
+_LINE = 0.13
+"""Inches of a line of a panel's title."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,8 @@ def sheet(content: Sheet) -> Figure:
 
 def _height(section: Section, picture: Array) -> float:
     rows = -(-len(section.panels) // COLUMNS)
-    return _TITLE + rows * (WIDTH / COLUMNS * 0.92 * _aspect(picture) + _AROUND)
+    lines = max(len(panel.title.splitlines()) for panel in section.panels)
+    return _TITLE + rows * (WIDTH / COLUMNS * 0.96 * _aspect(picture) + _AROUND + lines * _LINE)
 
 
 def _aspect(picture: Array) -> float:

@@ -1,5 +1,6 @@
 """One look for all figures: colours, type, and the ways out (PNG, SVG, SVG inside a page)."""
 
+import base64
 import io
 import re
 import warnings
@@ -12,6 +13,7 @@ import matplotlib as mpl
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
 
 # At least 3:1 against white and near-black alike, and apart in deuteranopia and protanopia.
 COLOURS = ("#2f6fde", "#e8590c", "#12a182", "#c2338f", "#2b9fd0")
@@ -21,11 +23,16 @@ INK = "#010101"
 """Text and axes; no data has this colour, so a page can replace it by its own."""
 PAPER = "#ffffff"
 FONT_SIZE = 9.0
+_PIXELS = 144
+"""Of an inch, for what is made of pixels inside a drawing."""
 FONTS = (
     *("DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "PingFang SC", "Microsoft YaHei"),
     *("WenQuanYi Micro Hei", "Arial Unicode MS"),
 )
 """The first comes with matplotlib; the others, where installed, write what it cannot."""
+
+_EMBEDDED = re.compile(r"data:image/png;base64,([A-Za-z0-9+/=\s]+)")
+_FEW_COLOURS = 4096
 
 _RC = {
     "axes.edgecolor": INK,
@@ -107,12 +114,12 @@ def png(figure: Figure) -> bytes:
 
 def svg(figure: Figure) -> str:
     """The figure on white, its text as text; the same figure gives the same characters."""
-    return _save(figure, format="svg", metadata={"Date": None}).decode()
+    return _save(figure, format="svg", dpi=_PIXELS, metadata={"Date": None}).decode()
 
 
 def pdf(figure: Figure) -> bytes:
     """The figure on white, its text as text."""
-    return _save(figure, format="pdf", metadata={"CreationDate": None})
+    return _save(figure, format="pdf", dpi=_PIXELS, metadata={"CreationDate": None})
 
 
 def encoded(figure: Figure, ending: str) -> bytes:
@@ -135,7 +142,17 @@ def inline_svg(figure: Figure, *, label: str) -> str:
     text = re.sub(r' (?:width|height)="[\d.]+pt"', "", text, count=2)
     text = text.replace(f"fill: {PAPER}", "fill: none").replace(INK, "currentColor")
     text = re.sub(r"font-family: [^;\"]*;? ?", "", text)
+    text = _EMBEDDED.sub(_smaller, text)
     return text.replace("<svg", f'<svg role="img" aria-label="{_attribute(label)}"', 1)
+
+
+def _smaller(embedded: re.Match[str]) -> str:
+    """An embedded picture at a tenth of its length; few colours stay exactly what they are."""
+    picture = Image.open(io.BytesIO(base64.b64decode(embedded[1])))
+    few = picture.convert("RGBA").getcolors(_FEW_COLOURS) is not None
+    buffer = io.BytesIO()
+    picture.save(buffer, "WEBP", lossless=few, quality=85)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _attribute(text: str) -> str:

@@ -12,7 +12,7 @@ from foveate.experiments.data.images import ImageSet, common_size
 from foveate.experiments.data.reading import channel_statistics, read
 from foveate.experiments.data.splits import by_share, hold_out
 
-__all__ = ["Data", "ImageSet", "load_data"]
+__all__ = ["Data", "ImageSet", "describe_data", "load_data"]
 
 Splits = dict[str, ImageSet]
 
@@ -116,6 +116,17 @@ def load_data(
         record=record,
         mirrors=name.lower() not in catalogue.UNMIRRORED,
     )
+
+
+def describe_data(data: Data) -> dict[str, Any]:
+    """What a report says of the data, ready for JSON."""
+    return {
+        "name": data.name,
+        "classes": list(data.classes),
+        "sizes": {split: len(getattr(data, split)) for split in ("train", "val", "test")},
+        "image_size": data.image_size,
+        "record": data.record,
+    }
 
 
 def _find(

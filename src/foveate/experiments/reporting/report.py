@@ -1,38 +1,24 @@
 """The report of a comparison: one page that stands alone, its figures, and the numbers."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
 import yaml
-from markupsafe import Markup
 
 from foveate import figures
+from foveate.experiments.reporting.explained import Explained
+from foveate.experiments.reporting.illustration import Illustration, write_figures
 from foveate.experiments.reporting.results import BASELINE, CONTROLS, STATIC, Results, Site
 from foveate.experiments.reporting.tables import MECHANISM, VERDICTS, cost_columns, rows, runs_csv
 from foveate.experiments.reporting.units import signed
-from foveate.experiments.training.checkpoint import write_bytes, write_text
+from foveate.experiments.training.checkpoint import write_text
 
 LISTED = 60
 """Of a longer list the page shows this many; results.json has them all."""
 
 
-@dataclass(frozen=True)
-class Illustration:
-    """A figure and what stands around it in the page."""
-
-    name: str
-    title: str
-    caption: str
-    figure: figures.Figure
-
-    @property
-    def inline(self) -> Markup:
-        # Safe as it is: matplotlib escapes the text that it draws.
-        return Markup(figures.inline_svg(self.figure, label=f"{self.title}. {self.caption}"))
-
-
-def write_report(results: Results, out: Path) -> Path:
+def write_report(results: Results, out: Path, explained: Sequence[Explained] = ()) -> Path:
     """Write ``report.html``, ``results.json``, ``results.csv`` and ``figures/``.
 
     Each file is replaced in one step, and the page last: it never shows what is not yet there.
@@ -40,48 +26,58 @@ def write_report(results: Results, out: Path) -> Path:
     Args:
         results: With its ``comparisons`` filled.
         out: The folder, made if missing.
+        explained: What the attention of each mechanism does.
 
     Returns:
         The path of ``report.html``.
     """
     illustrations = illustrate(results)
-    (out / "figures").mkdir(parents=True, exist_ok=True)
-    for drawn in illustrations:
-        write_bytes(out / "figures" / f"{drawn.name}.png", figures.png(drawn.figure))
-        write_text(out / "figures" / f"{drawn.name}.svg", figures.svg(drawn.figure))
+    pictures = [drawn for one in explained for drawn in one.illustrations]
+    write_figures([*illustrations, *pictures], out / "figures")
     write_text(out / "results.json", results.to_json())
     write_text(out / "results.csv", runs_csv(results))
     page = out / "report.html"
-    write_text(page, render(results, illustrations))
+    write_text(page, render(results, illustrations, explained))
     return page
 
 
-def render(results: Results, illustrations: list[Illustration]) -> str:
+def render(
+    results: Results, illustrations: list[Illustration], explained: Sequence[Explained] = ()
+) -> str:
     """The text of the page."""
-    environment = jinja2.Environment(
+    seeds = sorted({run.seed for run in results.runs})
+    return (
+        templates()
+        .get_template("report.html.j2")
+        .render(
+            results=results,
+            answers=answers(results),
+            tables={"Verdicts": VERDICTS, "Costs": (MECHANISM, *cost_columns(results))},
+            rows=rows(results),
+            illustrations=illustrations,
+            explained=explained,
+            seeds=seeds,
+            accuracies={key: results.finished(key) for key in results.mechanisms},
+            differences={key: results.differences(key) for key in results.mechanisms},
+            sites=sites(results),
+            images=images_tested(results),
+            config=yaml.safe_dump(results.config, sort_keys=False, allow_unicode=True),
+            signed=signed,
+            listed=LISTED,
+            baseline=BASELINE,
+            static=STATIC,
+        )
+    )
+
+
+def templates() -> jinja2.Environment:
+    """The pages; what a person called a thing is escaped in all of them."""
+    return jinja2.Environment(
         loader=jinja2.PackageLoader("foveate.experiments.reporting"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-    )
-    seeds = sorted({run.seed for run in results.runs})
-    return environment.get_template("report.html.j2").render(
-        results=results,
-        answers=answers(results),
-        tables={"Verdicts": VERDICTS, "Costs": (MECHANISM, *cost_columns(results))},
-        rows=rows(results),
-        illustrations=illustrations,
-        seeds=seeds,
-        accuracies={key: results.finished(key) for key in results.mechanisms},
-        differences={key: results.differences(key) for key in results.mechanisms},
-        sites=sites(results),
-        images=images_tested(results),
-        config=yaml.safe_dump(results.config, sort_keys=False, allow_unicode=True),
-        signed=signed,
-        listed=LISTED,
-        baseline=BASELINE,
-        static=STATIC,
     )
 
 

@@ -30,6 +30,9 @@ class Watcher:
     def end_run(self, title: str, message: str) -> None:
         """A run came to its end, failed, or was there already."""
 
+    def note(self, title: str, message: str) -> None:
+        """Something else begins that takes a while."""
+
     def __enter__(self) -> Self:
         return self
 
@@ -56,6 +59,9 @@ class Lines(Watcher):
         _say(self._console, self._title, _summary(row))
 
     def end_run(self, title: str, message: str) -> None:
+        _say(self._console, title, message)
+
+    def note(self, title: str, message: str) -> None:
         _say(self._console, title, message)
 
 
@@ -98,6 +104,9 @@ class Bars(Watcher):
             self._run = None
         if self._grid is not None:
             self._progress.advance(self._grid)
+        self.note(title, message)
+
+    def note(self, title: str, message: str) -> None:
         _say(self._progress.console, title, message)
 
     def __enter__(self) -> Self:

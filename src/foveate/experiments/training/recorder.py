@@ -42,6 +42,10 @@ class Recorder:
         self._tracker.log(row["step"], {name.replace("_", "/"): row[name] for name in names})
         self._watcher.end_epoch(row)
 
+    def snapshot(self, step: int, gates: Mapping[str, Sequence[float]]) -> None:
+        """Note the percentiles of the gates after ``step`` steps."""
+        self._journal.write({"step": step, "gates": gates})
+
     def sync(self) -> int:
         """Bring the journal to the disk and return its length."""
         return self._journal.sync()
@@ -61,6 +65,9 @@ class Silent(Recorder):
         pass
 
     def epoch(self, row: Mapping[str, Any]) -> None:
+        pass
+
+    def snapshot(self, step: int, gates: Mapping[str, Sequence[float]]) -> None:
         pass
 
     def sync(self) -> int:

@@ -22,6 +22,7 @@ from foveate.experiments.training.optimization import Schedule, plateau_cuts
 from foveate.experiments.training.processes import total
 from foveate.experiments.training.progress import Watcher
 from foveate.experiments.training.recorder import Recorder, Silent
+from foveate.experiments.training.snapshots import IMAGES, Snapshots
 from foveate.experiments.training.state import State, copies, load_state, save_state
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -90,12 +91,14 @@ class Trainer:
             DivergedError: When a loss is not finite.
         """
         self._recorder = self._open_recorder()
+        self._snapshots = self._open_snapshots()
         self._energy, self._saved_at = Energy(), time.perf_counter()
         try:
             with CtrlC() as self._ctrl_c:
                 while not self._is_over():
                     self._train_epoch()
                     self._end_epoch()
+                self._snapshot()
         finally:
             self._recorder.close()
 
@@ -108,6 +111,19 @@ class Trainer:
         if not self.fabric.is_global_zero:
             return Silent()
         return Recorder(self.folder, self.config, self.state, self.done_steps, self._watcher)
+
+    def _open_snapshots(self) -> Snapshots:
+        chosen = self.data.val.take(torch.arange(min(len(self.data.val), IMAGES)))
+        images, _ = next(batches(chosen, self.data, batch_size=IMAGES, device=self.fabric.device))
+        images = images.to(next(self.module.parameters()).dtype)
+        return Snapshots(self.module, images, self._recipe.snapshots, self.total_steps)
+
+    def _snapshot(self) -> None:
+        """Note the gates, if now is one of the chosen steps."""
+        if self.fabric.is_global_zero:
+            gates = self._snapshots.take(self.done_steps)
+            if gates is not None:
+                self._recorder.snapshot(self.done_steps, gates)
 
     def _is_over(self) -> bool:
         epoch, patience = self.state.epoch, self._recipe.patience
@@ -124,6 +140,7 @@ class Trainer:
             place = (self.config.seed, self.state.epoch, self.state.step)
             torch.manual_seed(derive_seed("step", *place, self.fabric.global_rank))
             rate = self._schedule.at(self.done_steps, cuts)
+            self._snapshot()
             self._unread.append((rate, self._learner.step(images, labels, rate)))
             self.state.step += 1
             self._after_step()
