@@ -63,7 +63,6 @@ def render(
             images=images_tested(results),
             config=yaml.safe_dump(results.config, sort_keys=False, allow_unicode=True),
             signed=signed,
-            listed=LISTED,
             baseline=BASELINE,
             static=STATIC,
         )
@@ -72,13 +71,15 @@ def render(
 
 def templates() -> jinja2.Environment:
     """The pages; what a person called a thing is escaped in all of them."""
-    return jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.PackageLoader("foveate.experiments.reporting"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals["listed"] = LISTED
+    return environment
 
 
 def answers(results: Results) -> dict[str, list[str]]:

@@ -23,11 +23,11 @@ class Snapshots:
     def __init__(self, module: nn.Module, images: Tensor, count: int, steps: int) -> None:
         self._evolution = Evolution(module, images)
         wanted = count > 1 and next(mechanisms(module), None) is not None
-        self._at = {round(i * steps / (count - 1)) for i in range(count)} if wanted else set()
+        at = {round(i * steps / (count - 1)) for i in range(count)} if wanted else set()
+        self.steps = frozenset(at)
+        """After how many steps a snapshot is wanted."""
 
-    def take(self, step: int) -> dict[str, list[float]] | None:
-        """The percentiles of each gate after ``step`` steps, where they are wanted."""
-        if step not in self._at:
-            return None
+    def take(self, step: int) -> dict[str, list[float]]:
+        """The percentiles of each gate as they are now, after ``step`` steps."""
         with torch.random.fork_rng():  # a mechanism may draw while it is looked at
             return self._evolution.snapshot(step)

@@ -120,10 +120,10 @@ class Trainer:
 
     def _snapshot(self) -> None:
         """Note the gates, if now is one of the chosen steps."""
-        if self.fabric.is_global_zero:
-            gates = self._snapshots.take(self.done_steps)
-            if gates is not None:
-                self._recorder.snapshot(self.done_steps, gates)
+        if self.done_steps in self._snapshots.steps:
+            self._read()  # all processes together: the journal's lines are in the order of steps
+            if self.fabric.is_global_zero:
+                self._recorder.snapshot(self.done_steps, self._snapshots.take(self.done_steps))
 
     def _is_over(self) -> bool:
         epoch, patience = self.state.epoch, self._recipe.patience
