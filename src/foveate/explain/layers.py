@@ -27,7 +27,7 @@ def list_maps(model: nn.Module, images: Tensor) -> list[str]:
     inside = tuple(f"{name}." for name, _ in mechanisms(model))
     with ExitStack() as stack:
         for name, module in model.named_modules():
-            if name and not f"{name}.".startswith(inside):
+            if name and not name.startswith(inside):
                 hook = module.register_forward_hook(partial(note, name))
                 stack.callback(hook.remove)
         with in_mode(model, training=False), torch.no_grad():

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from foveate.errors import InvalidValueError, require
+from foveate.errors import InvalidValueError, check_choice, require
 from foveate.explain.acting import mechanisms
 from foveate.explain.evidence import CAMS, class_evidence
 from foveate.explain.layers import last_map, outputs_of
@@ -95,6 +95,8 @@ def sheet(
         kept, recorded, logits = _run(model, images, layers)
     shares = logits.float().softmax(1)[0].cpu()
     predicted = int(shares.argmax())
+    for key in cams:
+        check_choice("class activation map", key, CAMS)
     evidence = {
         CAMS[key][0]: class_evidence(model, images, target=predicted, method=key)[0] for key in cams
     }
@@ -214,7 +216,7 @@ def _affinities(
         own = [(int(y * layer.size[0]), int(x * layer.size[1])) for y, x in marks]
         rows = recorded.affinity(layer.name, own)[0].float().mean(0)  # (P, H', W')
         for mark, values in zip(marks, rows.double().cpu().numpy(), strict=True):
-            yield Panel(f"{short(layer.name)}\n{layer.key}, mean of heads", values, mark)
+            yield Panel(f"{short(layer.name)}\naffinity, mean of heads", values, mark)
 
 
 def _features(

@@ -80,7 +80,7 @@ def apart(low: float, high: float) -> list[str]:
 
     Example:
         >>> apart(0.0, 1.0), apart(0.99912, 0.99987)
-        (['0', '1'], ['0.9991', '0.9999'])
+        (['0', '1'], ['0.99912', '0.99987'])
     """
     size, span = max(abs(low), abs(high)), high - low
     digits = 2 + math.ceil(math.log10(size / span)) if size > span > 0 else 2
@@ -92,8 +92,7 @@ def _scale(values: Array, meaning: Meaning) -> ScalarMappable:
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
     if high - low <= 1e-6 * max(abs(low), abs(high)):
         low, high = low - 0.5, high + 0.5  # one value: its colour is that of the middle
-    colours = mpl.colormaps[meaning.value].copy()
-    colours.set_bad("#c04040")
+    colours = mpl.colormaps[meaning.value].with_extremes(bad="#c04040")
     return ScalarMappable(Normalize(low, high), colours)
 
 

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
-from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
+
+from foveate.figures.fonts import installed, warn_of_missing
 
 # At least 3:1 against white and near-black alike, and apart in deuteranopia and protanopia.
 COLOURS = ("#2f6fde", "#e8590c", "#12a182", "#c2338f", "#2b9fd0")
@@ -25,12 +26,6 @@ PAPER = "#ffffff"
 FONT_SIZE = 9.0
 _PIXELS = 144
 """Of an inch, for what is made of pixels inside a drawing."""
-FONTS = (
-    *("DejaVu Sans", "Noto Sans CJK SC", "Noto Sans CJK JP", "PingFang SC", "Microsoft YaHei"),
-    *("WenQuanYi Micro Hei", "Arial Unicode MS"),
-)
-"""The first comes with matplotlib; the others, where installed, write what it cannot."""
-
 _EMBEDDED = re.compile(r"data:image/png;base64,([A-Za-z0-9+/=\s]+)")
 _FEW_COLOURS = 4096
 
@@ -88,10 +83,9 @@ def looks(names: Iterable[str], *, controls: Sequence[str] = ()) -> dict[str, Lo
 @contextmanager
 def style() -> Iterator[None]:
     """The settings under which every figure is made and written."""
-    fonts = [name for name in FONTS if name in font_manager.get_font_names()]
-    settings: Any = _RC | {"font.family": fonts}
+    settings: Any = _RC | {"font.family": installed()}
     with mpl.rc_context(settings), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # shown as a box
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)  # told once, elsewhere
         yield
 
 
@@ -160,6 +154,7 @@ def _attribute(text: str) -> str:
 
 
 def _save(figure: Figure, **options: Any) -> bytes:
+    warn_of_missing(figure)
     buffer = io.BytesIO()
     with style():
         figure.savefig(buffer, **options)
