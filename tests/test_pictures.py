@@ -326,8 +326,9 @@ def test_evolution_follows_the_weights() -> None:
     for step, strength in ((0, 0.0), (10, 1.0)):
         nn.init.constant_(attention.strength, strength)
         watch.snapshot(step)
-    with torch.no_grad():
-        gate = attention.maps(images)["channel"]
+    with foveate.record(model) as record:
+        model(images)
+    gate = record["3"].maps["channel"]
     assert watch.steps == [0, 10]
     assert watch.gates[0]["3 channel"] == [1.0] * 5
     assert watch.gates[1]["3 channel"][0] == pytest.approx(float(gate.min()), abs=0.02)

@@ -7,6 +7,10 @@ from foveate.explain.diagnosis import Thresholds as Thresholds
 from foveate.explain.diagnosis import diagnose as diagnose
 from foveate.explain.evidence import CAMS as CAMS
 from foveate.explain.evidence import class_evidence as class_evidence
+from foveate.explain.faithful import Faithfulness as Faithfulness
+from foveate.explain.faithful import faithfulness as faithfulness
+from foveate.explain.faithful import mean_of_layers as mean_of_layers
+from foveate.explain.faithful import spatial_gates as spatial_gates
 from foveate.explain.recording import Layer as Layer
 from foveate.explain.recording import Record as Record
 from foveate.explain.recording import record as record

@@ -5,6 +5,7 @@ from matplotlib.figure import Figure
 from foveate.figures.costs import CostAxis, CostPoint, accuracy_against_cost
 from foveate.figures.curves import Curve, accuracy_per_epoch, loss_per_step
 from foveate.figures.differences import DifferenceRow, differences
+from foveate.figures.faithfulness import faithfulness
 from foveate.figures.gates import (
     ClassProfile,
     Slope,
@@ -40,6 +41,7 @@ __all__ = [
     "differences",
     "encoded",
     "even",
+    "faithfulness",
     "gate_evolution",
     "gate_histograms",
     "gates_by_depth",
