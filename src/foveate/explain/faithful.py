@@ -1,4 +1,4 @@
-"""Whether a map says where a network looks: what its output does without, and with, those pixels."""
+"""Whether a map says where a network looks: what the output is without those pixels, and with."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -82,10 +82,10 @@ def faithfulness(
 ) -> Faithfulness:
     """Delete, and insert, the pixels that maps rank highest, and watch the predicted class.
 
-    Deletion and insertion of Petsiuk, Das and Saenko (2018), section 3.2: deleted pixels take the mean
-    of the training pixels, inserted ones return to a blurred image. Where a map has ties, as a coarse
-    one has in each of its cells, chance decides, the same for all maps. Two maps that know nothing of
-    the network are added: ``"random"`` and ``"centre"``.
+    Deletion and insertion of Petsiuk, Das and Saenko (2018), section 3.2: deleted pixels take the
+    mean of the training pixels, inserted ones return to a blurred image. Where a map has ties, as a
+    coarse one has in each of its cells, chance decides, the same for all maps. Two maps that know
+    nothing of the network are added: ``"random"`` and ``"centre"``.
 
     Args:
         model: A classifier.
@@ -169,7 +169,8 @@ def _ranks(found: Tensor, images: Tensor, chance: Tensor) -> Tensor:
     """For each pixel the share of the pixels that are more important than it."""
     values = _enlarged(found.float().cpu(), images.shape[2:]).flatten(1)
     shuffled = chance.flatten(1).argsort(1)
-    order = shuffled.gather(1, values.gather(1, shuffled).argsort(1, descending=True, stable=True))
+    places = values.gather(1, shuffled).argsort(dim=1, descending=True, stable=True)
+    order = shuffled.gather(1, places)
     ranks = torch.empty_like(order)
     ranks.scatter_(1, order, torch.arange(order.shape[1]).expand_as(order))
     return ranks.double().div(order.shape[1]).view(chance.shape)
