@@ -98,12 +98,17 @@ def test_every_mechanism_has_a_sheet_that_shows_its_maps(case: Case) -> None:
     with foveate.record(model) as record:
         model(image.unsqueeze(0))
     figure = explain.sheet(model, image, cams=(), points=[(1, 2)], label=1)
-    shown = [axes.get_title() for axes in figure.findobj(mpl.axes.Axes)]
+    panels = {axes.get_title(): axes for axes in figure.findobj(mpl.axes.Axes)}
+    shown = list(panels)
     for name, found in record["3"].maps.items():
         if max(found.shape[2:]) > 1:
             titles = [title for title in shown if title.startswith(f"3\n{name}")]
             assert len(titles) == 1
             assert (", mean of" in titles[0]) == (found.shape[1] > 1)
+            mean = found[0].mean(0).double()
+            told = [t.get_text() for t in panels[titles[0]].child_axes[0].get_xticklabels()]
+            ends = overlay.apart(float(mean.min()), float(mean.max()))
+            assert told in (ends, [f"{ends[0]} everywhere"])
     assert any("affinity" in title for title in shown) == (record["3"].size is not None)
     assert ("Channel gates" in texts(figure)) == any(
         t.shape[1] > 1 and t.shape[2:] == (1, 1) for t in record["3"].maps.values()
