@@ -171,7 +171,7 @@ MobileNetV2 with its ImageNet weights, fine-tuned on 720 photographs of 12 kinds
 | --- | --- | --- |
 | `cbam` | as published, with fresh gates around 0.5; 20 epochs | {cbam} |
 | `cbam-identity` | the same, inserted as the identity; 6 epochs, half the rate | {cbam_identity} |
-| `nl` | non-local blocks after the stages, inserted as the identity; 6 epochs, half the rate | {nl} |
+| `nl` | non-local blocks after the stages, as the identity; 6 epochs, half the rate | {nl} |
 
 One seed each, so these accuracies say nothing about which is better: that is what
 `foveate compare` is for. The page and its pictures are written by `benchmarks/gallery.py`."""
