@@ -31,8 +31,8 @@ PAGE, PICTURES = ROOT / "docs" / "gallery.md", ROOT / "docs" / "images" / "galle
 HOST = "timm:mobilenetv2_100?pad_type=same"
 RUNS: dict[str, dict[str, Any]] = {
     "cbam": {"mechanism": {"key": "cbam", "init": "paper"}, "epochs": 20, "lr": 1e-3},
-    "cbam-identity": {"mechanism": {"key": "cbam"}, "epochs": 6, "lr": 5e-4},
-    "nl": {"mechanism": {"key": "nl", "where": "stage"}, "epochs": 6, "lr": 5e-4},
+    "cbam-identity": {"mechanism": {"key": "cbam"}, "epochs": 12, "lr": 5e-4},
+    "nl": {"mechanism": {"key": "nl", "where": "stage"}, "epochs": 12, "lr": 5e-4},
 }
 FAITHFUL = 96
 """Test images on which maps are judged."""
@@ -170,8 +170,8 @@ MobileNetV2 with its ImageNet weights, fine-tuned on 720 photographs of 12 kinds
 | network | attention | test accuracy |
 | --- | --- | --- |
 | `cbam` | as published, with fresh gates around 0.5; 20 epochs | {cbam} |
-| `cbam-identity` | the same, inserted as the identity; 6 epochs, half the rate | {cbam_identity} |
-| `nl` | non-local blocks after the stages, as the identity; 6 epochs, half the rate | {nl} |
+| `cbam-identity` | the same, inserted as the identity; 12 epochs, half the rate | {cbam_identity} |
+| `nl` | non-local blocks after the stages, as the identity; 12 epochs, half the rate | {nl} |
 
 One seed each, so these accuracies say nothing about which is better: that is what
 `foveate compare` is for. The page and its pictures are written by `benchmarks/gallery.py`."""
