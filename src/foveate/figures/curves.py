@@ -68,7 +68,8 @@ def accuracy_per_epoch(
             _mean(panel, means, name, looks, reference)
             if name in train:
                 panel.plot(*mean_of(train[name]), ":", color=looks[name].colour, linewidth=1)
-        _look_closely(next(iter(panels.values())), means)
+        learned = [float(mean_of(curves)[1].max()) for curves in train.values()]
+        _look_closely(next(iter(panels.values())), means, top=max(learned, default=0.0))
     return figure
 
 
@@ -142,9 +143,9 @@ def _scale(panel: Axes, values: Sequence[float]) -> None:
     panel.yaxis.set_minor_locator(NullLocator())
 
 
-def _look_closely(panel: Axes, means: Mapping[str, tuple[Array, Array]]) -> None:
-    """Start the shared axis where the first tenth of training has passed."""
+def _look_closely(panel: Axes, means: Mapping[str, tuple[Array, Array]], *, top: float) -> None:
+    """Start the shared axis where the first tenth of training has passed, and end it above all."""
     late = np.concatenate([y[len(y) // 10 :] for _, y in means.values()])
     low, high = float(late.min()), float(late.max())
     margin = max(0.1 * (high - low), 0.5)
-    panel.set_ylim(low - margin, min(100.5, high + margin))
+    panel.set_ylim(low - margin, min(100.5, max(high, top) + margin))
