@@ -11,10 +11,12 @@ from foveate.explain.faithful import Faithfulness as Faithfulness
 from foveate.explain.faithful import faithfulness as faithfulness
 from foveate.explain.faithful import mean_of_layers as mean_of_layers
 from foveate.explain.faithful import spatial_gates as spatial_gates
+from foveate.explain.layers import list_maps as list_maps
 from foveate.explain.recording import Layer as Layer
 from foveate.explain.recording import Record as Record
 from foveate.explain.recording import record as record
 from foveate.explain.sheets import Input as Input
+from foveate.explain.sheets import content as content
 from foveate.explain.sheets import sheet as sheet
 from foveate.explain.surveys import Evolution as Evolution
 from foveate.explain.surveys import Survey as Survey

@@ -1,6 +1,6 @@
 """The parts by which a mechanism acts, call by call, and the network with others in their place."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from math import prod
@@ -101,11 +101,29 @@ def _on_added(
     return others["added"] if base is None else base + others["added"]
 
 
+def needed(module: nn.Module) -> bool:
+    """Whether nothing could stand in for a mechanism: it took the place of a convolution."""
+    return isinstance(module, Replacement) and module.init == "paper"
+
+
 def without(module: nn.Module, args: tuple[Tensor, ...]) -> Tensor | None:
     """What stands where the output does if the mechanism does nothing; None if nothing could."""
-    if isinstance(module, Replacement) and module.init == "paper":
+    if needed(module):
         return None
     return args[1] if len(args) > 1 else args[0]
+
+
+@contextmanager
+def skipped(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Inside the block mechanisms do nothing, but for those in whose place nothing could stand."""
+
+    def skip(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        return without(module, args)
+
+    with ExitStack() as stack:
+        for module in modules:
+            stack.callback(module.register_forward_hook(skip).remove)
+        yield
 
 
 def tap(module: nn.Module, foreign: Foreign, call: Callable[[], Parts]) -> Iterator[Handle]:

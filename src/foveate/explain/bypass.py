@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from foveate.explain.acting import Parts, See, watched, without
-from foveate.mechanisms.base import Replacement
+from foveate.explain.acting import Parts, See, needed, skipped, watched
 
 KINDS = ("mean", "shuffled", "identity")
 Z = 1.959964
@@ -50,7 +49,7 @@ def bypasses(
     change = None
     for kind in KINDS:
         if kind == "identity":
-            if isinstance(module, Replacement) and module.init == "paper":
+            if needed(module):
                 continue
             found = _without(model, module, batches)
             change = _relative(found, outputs)
@@ -110,15 +109,8 @@ def _shuffled(seed: int) -> See:
 def _without(
     model: nn.Module, module: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]
 ) -> list[Tensor]:
-    def skip(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        return without(module, args)
-
-    handle = module.register_forward_hook(skip)
-    try:
-        with torch.no_grad():
-            return [model(images) for images, _ in batches]
-    finally:
-        handle.remove()
+    with skipped([module]), torch.no_grad():
+        return [model(images) for images, _ in batches]
 
 
 def _relative(found: Sequence[Tensor], outputs: Sequence[Tensor]) -> float:

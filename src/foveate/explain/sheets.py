@@ -15,7 +15,7 @@ from foveate.explain.recording import Record, record
 from foveate.modes import in_mode
 
 if TYPE_CHECKING:
-    from foveate.figures import Figure
+    from foveate.figures import Figure, Sheet
     from foveate.figures.overlay import Panel
 
 Numbers = float | Sequence[float]
@@ -65,6 +65,7 @@ def sheet(
     features: int = 5,
     choose: Literal["strongest", "first"] = "strongest",
     cams: Sequence[str] = tuple(CAMS),
+    attention: Sequence[str] | None = None,
 ) -> "Figure":
     """Draw what a network made of an image.
 
@@ -82,17 +83,52 @@ def sheet(
         choose: Those with the largest mean size, or the first.
         cams: Class activation maps of the predicted class, by the keys of
             :data:`foveate.explain.CAMS`.
+        attention: Names of the layers whose gates and affinities are drawn; all by default.
 
     Raises:
-        ValueError: If the image or the output has another shape, or a point lies outside.
+        ValueError: If the image or the output has another shape, a point lies outside, or a layer
+            is unknown.
     """
     require("matplotlib", extra="explain")
+    from foveate import figures
+
+    found = content(
+        model,
+        image,
+        feed=feed,
+        label=label,
+        points=points,
+        layers=layers,
+        features=features,
+        choose=choose,
+        cams=cams,
+        attention=attention,
+    )
+    return figures.sheet(found)
+
+
+def content(
+    model: nn.Module,
+    image: Tensor,
+    *,
+    feed: Input | None = None,
+    label: int | None = None,
+    points: Sequence[Point] | None = None,
+    layers: Sequence[str] | None = None,
+    features: int = 5,
+    choose: Literal["strongest", "first"] = "strongest",
+    cams: Sequence[str] = tuple(CAMS),
+    attention: Sequence[str] | None = None,
+) -> "Sheet":
+    """What :func:`sheet` draws, from the same arguments."""
     from foveate import figures
 
     feed = feed or Input()
     images = _one_image(model, image)
     with in_mode(model, training=False), torch.no_grad():
         kept, recorded, logits = _run(model, images, layers)
+    if attention is not None:
+        recorded = Record({name: recorded[name] for name in attention})
     shares = logits.float().softmax(1)[0].cpu()
     predicted = int(shares.argmax())
     for key in cams:
@@ -126,14 +162,12 @@ def sheet(
         ),
     ]
     order = shares.argsort(descending=True)[:SHOWN_CLASSES].tolist()
-    return figures.sheet(
-        figures.Sheet(
-            feed.picture(images[0]).double().numpy(),
-            [(feed.name(i), float(shares[i])) for i in order],
-            None if label is None else feed.name(label),
-            channel_gates(recorded),
-            sections,
-        )
+    return figures.Sheet(
+        feed.picture(images[0]).double().numpy(),
+        [(feed.name(i), float(shares[i])) for i in order],
+        None if label is None else feed.name(label),
+        channel_gates(recorded),
+        sections,
     )
 
 
@@ -210,7 +244,7 @@ def _affinities(
     from foveate.figures import Panel
 
     for layer in recorded.values():
-        if layer.size is None:
+        if layer.size is None or not points:
             continue
         marks = [((y + 0.5) / size[0], (x + 0.5) / size[1]) for y, x in points]
         own = [(int(y * layer.size[0]), int(x * layer.size[1])) for y, x in marks]

@@ -17,8 +17,9 @@ from foveate.figures.gates import (
     gates_by_depth,
     gradients_by_depth,
 )
-from foveate.figures.overlay import Meaning, Panel
-from foveate.figures.sheet import Section, Sheet, sheet
+from foveate.figures.overlay import Meaning, Panel, gradient, overlaid
+from foveate.figures.profiles import strips
+from foveate.figures.sheet import Section, Sheet, beside, sheet
 from foveate.figures.style import Look, encoded, inline_svg, looks, png, svg
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "Spread",
     "accuracy_against_cost",
     "accuracy_per_epoch",
+    "beside",
     "class_profiles",
     "differences",
     "encoded",
@@ -45,11 +47,14 @@ __all__ = [
     "gate_evolution",
     "gate_histograms",
     "gates_by_depth",
+    "gradient",
     "gradients_by_depth",
     "inline_svg",
     "looks",
     "loss_per_step",
+    "overlaid",
     "png",
     "sheet",
+    "strips",
     "svg",
 ]

@@ -9,7 +9,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import Normalize, to_hex
 from numpy.typing import NDArray
 
 from foveate.figures.style import GREY, PAPER
@@ -49,12 +49,7 @@ def draw_panel(axes: Axes, panel: Panel, picture: Array, meaning: Meaning) -> No
         picture: The picture ``(H, W, 3)`` from 0 to 1.
         meaning: Decides the colours; features are shown alone, all others over the picture.
     """
-    scale = _scale(panel.values, meaning)
-    colours = scale.to_rgba(_enlarged(panel.values, picture.shape[:2]), norm=True)[..., :3]
-    if meaning is not Meaning.FEATURES:
-        grey = picture @ (0.299, 0.587, 0.114)
-        colours = _STRENGTH * colours + (1 - _STRENGTH) * grey[..., None]
-    axes.imshow(colours, interpolation="nearest")
+    axes.imshow(overlaid(panel, picture, meaning), interpolation="nearest")
     axes.set_xticks([])
     axes.set_yticks([])
     axes.spines[:].set(visible=True, linewidth=0.4, color=GREY)
@@ -63,7 +58,28 @@ def draw_panel(axes: Axes, panel: Panel, picture: Array, meaning: Meaning) -> No
         y, x = (share * size - 0.5 for share, size in zip(panel.mark, picture.shape, strict=False))
         axes.plot(x, y, "+", color="black", markersize=9, markeredgewidth=3)
         axes.plot(x, y, "+", color=PAPER, markersize=8, markeredgewidth=1.2)
-    _bar(axes, scale, panel.values)
+    _bar(axes, scale_of(panel.values, meaning), panel.values)
+
+
+def overlaid(panel: Panel, picture: Array, meaning: Meaning) -> Array:
+    """The colours ``(H, W, 3)`` from 0 to 1 of a map over its picture."""
+    scale = scale_of(panel.values, meaning)
+    colours = scale.to_rgba(_enlarged(panel.values, picture.shape[:2]), norm=True)[..., :3]
+    if meaning is Meaning.FEATURES:
+        return np.asarray(colours)
+    grey = picture @ (0.299, 0.587, 0.114)
+    return _STRENGTH * colours + (1 - _STRENGTH) * grey[..., None]
+
+
+def gradient(meaning: Meaning, stops: int = 9) -> list[str]:
+    """The colours of a meaning from low to high, for a page that draws its own bar.
+
+    Example:
+        >>> gradient(Meaning.FEATURES, 2)
+        ['#000000', '#ffffff']
+    """
+    colours = mpl.colormaps[meaning.value](np.linspace(0, 1, stops))
+    return [to_hex(colour) for colour in colours]
 
 
 def shortened(title: str) -> str:
@@ -87,7 +103,8 @@ def apart(low: float, high: float) -> list[str]:
     return [f"{end:.{max(2, digits)}g}" for end in (low, high)]
 
 
-def _scale(values: Array, meaning: Meaning) -> ScalarMappable:
+def scale_of(values: Array, meaning: Meaning) -> ScalarMappable:
+    """From the lowest to the highest of the values, in the colours of what they mean."""
     finite = values[np.isfinite(values)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
     if high - low <= 1e-6 * max(abs(low), abs(high)):

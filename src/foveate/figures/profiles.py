@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from foveate.figures.overlay import Meaning, shortened
+from foveate.figures.overlay import Meaning, scale_of, shortened
 
 Array = NDArray[np.float64]
 
@@ -31,8 +31,7 @@ def draw_profiles(axes: Axes, channels: Mapping[str, Array]) -> None:
 
 def draw_strips(axes: Axes, channels: Mapping[str, Array]) -> None:
     """A row a layer: its gates from the highest to the lowest in colour, the first layer on top."""
-    rows = np.stack([_resampled(_sorted(gates)) for gates in channels.values()])
-    names = list(channels)
+    rows, names = _rows(channels), list(channels)
     image = axes.imshow(
         rows,
         aspect="auto",
@@ -49,6 +48,16 @@ def draw_strips(axes: Axes, channels: Mapping[str, Array]) -> None:
     axes.set_xlabel("channels, %")
     figure: Any = axes.get_figure()
     figure.colorbar(image, ax=axes, label="gate", pad=0.02)
+
+
+def strips(channels: Mapping[str, Array]) -> Array:
+    """The colours ``(layers, points, 3)`` from 0 to 1 of those rows, on one scale."""
+    rows = _rows(channels)
+    return np.asarray(scale_of(rows, Meaning.GATE).to_rgba(rows, norm=True))[..., :3]
+
+
+def _rows(channels: Mapping[str, Array]) -> Array:
+    return np.stack([_resampled(_sorted(gates)) for gates in channels.values()])
 
 
 def _sorted(gates: Array) -> Array:

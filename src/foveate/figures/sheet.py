@@ -1,7 +1,8 @@
 """One image and what a network made of it: gates, affinities, features, class evidence."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,13 @@ from foveate.figures.profiles import draw_profiles, draw_strips
 from foveate.figures.style import COLOURS, GREY, new_figure, plain, style
 
 Array = NDArray[np.float64]
+Part = tuple[float, Callable[[Any, "Sheet"], None]]
 
 WIDTH = 9.2
 COLUMNS = 5
 _HEAD = 2.3
 _CHANNELS = 2.5
+_NAME = 0.4
 _TITLE = 0.32
 _AROUND = 0.34
 """Inches of a panel's bar, and of the space between rows."""
@@ -51,23 +54,56 @@ class Sheet:
 
 def sheet(content: Sheet) -> Figure:
     """The image with its true and predicted class, and every section that has something to show."""
-    parts: list[tuple[float, Any]] = [(_HEAD, _draw_head)]
-    gates = [s for s in content.sections if s.panels and s.meaning is Meaning.GATE]
-    others = [s for s in content.sections if s.panels and s.meaning is not Meaning.GATE]
-    parts += [(_height(s, content.picture), s) for s in gates]
+    parts = _parts(content)
+    with style():
+        figure = new_figure(WIDTH, sum(height for height, _ in parts))
+        _fill(figure, parts, content)
+    return figure
+
+
+def beside(contents: Mapping[str, Sheet]) -> Figure:
+    """Sheets side by side, each under its name."""
+    drawn = [_parts(content) for content in contents.values()]
+    heights = [sum(height for height, _ in parts) for parts in drawn]
+    tallest = max(heights)
+    with style():
+        figure = new_figure(WIDTH * len(drawn), tallest + _NAME)
+        columns = figure.subfigures(1, len(drawn), squeeze=False)[0]
+        for cell, name, content, parts, height in zip(
+            columns, contents, contents.values(), drawn, heights, strict=True
+        ):
+            named: Part = (_NAME, partial(_draw_name, name=name))
+            below: list[Part] = [(tallest - height, _draw_nothing)] if height < tallest else []
+            _fill(cell, [named, *parts, *below], content)
+    return figure
+
+
+def _parts(content: Sheet) -> list[Part]:
+    """What a sheet holds from top to bottom: the height of each part, and what draws it."""
+    parts: list[Part] = [(_HEAD, _draw_head)]
+    shown = [s for s in content.sections if s.panels]
+    gates = [s for s in shown if s.meaning is Meaning.GATE]
+    others = [s for s in shown if s.meaning is not Meaning.GATE]
+    parts += [(_height(s, content.picture), partial(_draw_section, section=s)) for s in gates]
     if content.channels:
         parts.append((_CHANNELS, _draw_channels))
-    parts += [(_height(s, content.picture), s) for s in others]
+    parts += [(_height(s, content.picture), partial(_draw_section, section=s)) for s in others]
+    return parts
+
+
+def _fill(whole: Any, parts: Sequence[Part], content: Sheet) -> None:
     heights = [height for height, _ in parts]
-    with style():
-        figure = new_figure(WIDTH, sum(heights))
-        cells = figure.subfigures(len(parts), 1, height_ratios=heights, squeeze=False)[:, 0]
-        for cell, (_, part) in zip(cells, parts, strict=True):
-            if isinstance(part, Section):
-                _draw_section(cell, part, content.picture)
-            else:
-                part(cell, content)
-    return figure
+    cells = whole.subfigures(len(parts), 1, height_ratios=heights, squeeze=False)[:, 0]
+    for cell, (_, draw) in zip(cells, parts, strict=True):
+        draw(cell, content)
+
+
+def _draw_nothing(cell: Any, content: Sheet) -> None:
+    """Leaves room, so that what stands side by side has one height."""
+
+
+def _draw_name(cell: Any, content: Sheet, name: str) -> None:
+    cell.suptitle(name, x=0.008, ha="left", fontweight="bold", fontsize="large")
 
 
 def _height(section: Section, picture: Array) -> float:
@@ -109,12 +145,12 @@ def _draw_head(cell: Any, content: Sheet) -> None:
     right.tick_params(length=0)
 
 
-def _draw_section(cell: Any, section: Section, picture: Array) -> None:
+def _draw_section(cell: Any, content: Sheet, section: Section) -> None:
     _heading(cell, section.title)
     rows = -(-len(section.panels) // COLUMNS)
     grid = list(cell.subplots(rows, COLUMNS, squeeze=False).flat)
     for axes, panel in zip(grid, section.panels, strict=False):
-        draw_panel(axes, panel, picture, section.meaning)
+        draw_panel(axes, panel, content.picture, section.meaning)
     for axes in grid[len(section.panels) :]:
         axes.set_visible(False)
 
