@@ -10,6 +10,7 @@ from foveate.cli.compare import compare
 from foveate.cli.diagnose import diagnose
 from foveate.cli.doctor import doctor
 from foveate.cli.explain import explain
+from foveate.cli.explore import explore
 from foveate.cli.list import list_keys
 from foveate.cli.plan import plan
 from foveate.cli.profile import profile
@@ -31,6 +32,7 @@ app.command("profile")(profile)
 app.command("train")(train)
 app.command("compare")(compare)
 app.command("explain")(explain)
+app.command("explore")(explore)
 app.command("diagnose")(diagnose)
 app.command("doctor")(doctor)
 

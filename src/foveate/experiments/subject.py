@@ -141,8 +141,8 @@ def open_subject(
     Raises:
         ValueError: If anything is unknown or unreadable.
     """
-    at = Path(model).expanduser()
-    if at.is_dir() or at.suffix == ".safetensors":
+    if is_run(model):
+        at = Path(model).expanduser()
         for option, value in {"weights": weights, "classes": classes}.items():
             if value is not None:
                 raise InvalidValueError(f"{option} are those of the run, but got {option}={value}")
@@ -157,6 +157,12 @@ def open_subject(
         _stretched(std, subject.std),
         image_size or subject.image_size,
     )
+
+
+def is_run(model: str) -> bool:
+    """Whether a person names what a run has written, not a network by its name."""
+    at = Path(model).expanduser()
+    return at.is_dir() or at.suffix == ".safetensors"
 
 
 def trained(path: Path) -> Subject:

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -43,11 +44,11 @@ class ImageSet:
         return ImageSet(self.labels[index], images, paths)
 
 
-def open_rgb(path: Path, size: int | None = None) -> Image.Image:
+def open_rgb(path: Path | IO[bytes], size: int | None = None) -> Image.Image:
     """The upright RGB picture in a file, on white where it is transparent.
 
     Args:
-        path: Any format that Pillow reads.
+        path: A file, or what is in one, in any format that Pillow reads.
         size: Shorter side that will be needed: a large JPEG is then decoded at a fraction of its
             size, at least twice this.
 
