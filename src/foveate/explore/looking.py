@@ -37,6 +37,8 @@ class Side:
     """One of the networks: what can be chosen of it, and how it is run."""
 
     title: str
+    brief: str
+    """The title without what it shares with the other side."""
     note: str
     subject: Subject
     attention: tuple[str, ...]
@@ -53,9 +55,9 @@ class Side:
 class Wanted:
     """What a person has chosen; an empty choice of layers stands for the usual one."""
 
-    layers: Sequence[Sequence[str]] = ((), ())
-    """With attention, a choice for each side."""
-    features: Sequence[Sequence[str]] = ((), ())
+    layers: Sequence[Sequence[str]] = ((),)
+    """With attention, a choice for each side; the last holds for all that follow."""
+    features: Sequence[Sequence[str]] = ((),)
     cam: str | None = "gradcam"
     point: Point | None = None
     compare: bool = False
@@ -111,10 +113,10 @@ class Explorer:
             raise InvalidValueError("the point lies outside the picture")
         with self._lock:
             return [
-                _look(side, picture, wanted, layers, features)
-                for side, layers, features in zip(
-                    self._sides(wanted.compare), wanted.layers, wanted.features, strict=False
+                _look(
+                    side, picture, wanted, wanted.layers[: i + 1][-1], wanted.features[: i + 1][-1]
                 )
+                for i, side in enumerate(self._sides(wanted.compare))
             ]
 
     def draw(self, views: Sequence[View], ending: str) -> bytes:
@@ -145,7 +147,7 @@ def _side(subject: Subject, title: str) -> Side:
         raise InvalidValueError(
             f"{subject.name} cannot be run on images of {subject.image_size} pixels: {error}"
         ) from error
-    return Side(title, "", subject, names, readers, features)
+    return Side(title, title, "", subject, names, readers, features)
 
 
 def _without_attention(side: Side) -> Side | None:
@@ -161,8 +163,10 @@ def _without_attention(side: Side) -> Side | None:
             f" {len(kept)} of {len(modules)} mechanisms stand in the place of a convolution, and "
             f"stay on: {', '.join(kept)}."
         )
-    title = f"{side.title}, attention switched off"
-    return Side(title, note, side.subject, (), frozenset(), side.features, off)
+    brief = "attention switched off"
+    return Side(
+        f"{side.title}, {brief}", brief, note, side.subject, (), frozenset(), side.features, off
+    )
 
 
 def _look(
@@ -175,7 +179,7 @@ def _look(
     if wanted.point is not None:
         points = [(int(wanted.point[0] * size), int(wanted.point[1] * size))]
     chosen: Any = None
-    if layers or not side.attention:
+    if layers or side.off:
         chosen = [name for name in side.attention if name in set(layers)]
     with skipped(side.off) if side.off else nullcontext():
         found = content(

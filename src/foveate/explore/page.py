@@ -118,7 +118,7 @@ class Page:
 
 def build(explorer: Explorer, album: Album | None) -> gr.Blocks:
     """The page for one or two networks, and a folder of images if there is one."""
-    with gr.Blocks(analytics_enabled=False, title="foveate explore") as blocks:
+    with gr.Blocks(analytics_enabled=False, title="foveate explore", fill_width=True) as blocks:
         names = [side.title for side in (explorer.first, explorer.second) if side and not side.off]
         gr.HTML(rendering.head(names), apply_default_css=False)
         message = gr.HTML("", apply_default_css=False, elem_id="message")
@@ -172,30 +172,28 @@ def _choices(explorer: Explorer) -> list[Any]:
     """Compare, class evidence, and for each network its layers with attention and its features."""
     first, second = explorer.first, explorer.second
     if second is None:
-        label = "Nothing to compare with: this network has no attention to switch off"
+        label = "No comparison: there is no attention here that could be switched off"
     else:
-        label = f"Beside it: {second.title.removeprefix(f'{first.title}, ')}"
+        label = f"Compare with: {'the same, ' if second.off else ''}{second.brief}"
     compare = gr.Checkbox(False, label=label, interactive=second is not None, elem_id="compare")
     cams = [(CAMS[key][0], key) for key in looking.CAMS] + [("none", _NO_CAM)]
     choices: list[Any] = [compare]
-    choices.append(gr.Dropdown(cams, value="gradcam", label="Class evidence (not attention)"))
     for side in (first, second):
-        if side is None:
+        if side is None or side.off:
             continue
-        of = f" of {side.title}" if side is not first else ""
-        if side.off or not side.attention:
-            choices.append(gr.State([]))
-        else:
+        of = f" of {side.title}" if second is not None and not second.off else ""
+        if side.attention:
             choices.append(_layers(f"Gates and affinities{of}", side.attention, "all layers"))
-        last = f"the last: {side.features[-1]}" if side.features else "none"
-        choices.append(_layers(f"Features{of or ''}", side.features, last))
+        else:
+            choices.append(gr.State([]))
+        usual = side.features[-1] if side.features else "none"
+        choices.append(_layers(f"Features{of}", side.features, usual))
+    choices.insert(1, gr.Dropdown(cams, value="gradcam", label="Class evidence (not attention)"))
     return choices
 
 
 def _layers(label: str, names: Sequence[str], usual: str) -> gr.Dropdown:
-    return gr.Dropdown(
-        list(names), multiselect=True, label=label, info=f"If none is chosen: {usual}."
-    )
+    return gr.Dropdown(list(names), multiselect=True, label=label, info=f"Default: {usual}")
 
 
 def _connect(

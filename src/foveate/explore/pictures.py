@@ -115,6 +115,8 @@ def picture(name: str, folder: str | None, content: bytes, sizes: Iterable[int])
     try:
         with Image.open(io.BytesIO(content)) as image:  # reads the header alone
             kind, width, height = image.format, *image.size
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise InvalidValueError(f"'{name}' has far too many pixels: {error}") from error
     except Exception as error:  # whatever a decoder raises on broken bytes
         raise InvalidValueError(f"'{name}' is not an image that can be read") from error
     most = MOST_PIXELS_JPEG if kind in ("JPEG", "MPO") else MOST_PIXELS
