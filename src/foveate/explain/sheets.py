@@ -141,7 +141,7 @@ def content(
     affinities = list(_affinities(recorded, marked, images.shape[2:]))
     meaning = figures.Meaning
     sections = [
-        figures.Section(_of("Gates of positions", gates), meaning.GATE, figures.even(gates, MOST)),
+        figures.Section(_of(_what(gates), gates), meaning.GATE, figures.even(gates, MOST)),
         figures.Section(
             _of("Whom a point reads: affinities", affinities),
             meaning.AFFINITY,
@@ -269,6 +269,14 @@ def _features(
 def short(name: str) -> str:
     """A layer's name without the part that all inserted ones share."""
     return name.removesuffix(".attention").removeprefix("attention") or "attention"
+
+
+def _what(maps: Sequence["Panel"]) -> str:
+    """A heading that calls nothing a gate that is none."""
+    added = sum("\nadded" in panel.title for panel in maps)
+    if added and added == len(maps):
+        return "Length of what is added to each position"
+    return "Gates of positions, and length of what is added" if added else "Gates of positions"
 
 
 def _of(title: str, panels: Sequence[Any]) -> str:

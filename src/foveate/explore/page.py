@@ -4,7 +4,7 @@ import base64
 import functools
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import PurePath
@@ -49,6 +49,7 @@ class Page:
     album: Album | None
     seen: gr.State
     message: gr.HTML
+    drop: gr.HTML
     stage: gr.HTML
     results: gr.HTML
     choices: list[Any]
@@ -120,28 +121,28 @@ def build(explorer: Explorer, album: Album | None) -> gr.Blocks:
     """The page for one or two networks, and a folder of images if there is one."""
     with gr.Blocks(analytics_enabled=False, title="foveate explore", fill_width=True) as blocks:
         names = [side.title for side in (explorer.first, explorer.second) if side and not side.off]
-        gr.HTML(rendering.head(names), apply_default_css=False)
-        message = gr.HTML("", apply_default_css=False, elem_id="message")
+        _html("head", rendering.head(names))
+        message = _html("message")
         seen = gr.State(None, time_to_live=FORGET)
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
                 picker = None if album is None else _picker(album)
-                stage = gr.HTML(
-                    rendering.stage(None),
-                    js_on_load=_text("page.js").replace("MOST_BYTES", str(MOST_BYTES)),
-                    apply_default_css=False,
-                    elem_id="stage",
-                )
-                choices = _choices(explorer)
+                stage = _html("stage", "", _text("stage.js"))
+                # Apart from the picture: a file that is being chosen survives its change.
+                taking = _text("drop.js").replace("MOST_BYTES", str(MOST_BYTES))
+                drop = _html("drop", rendering.drop(), taking)
+                compare = _comparison(explorer)
                 with gr.Row():
                     buttons = {
                         ending: gr.Button(f"Download {ending.upper()}", size="sm", min_width=120)
                         for ending in _TYPES
                     }
+                with gr.Accordion("Choose layers and class evidence", open=False):
+                    choices = [compare, *_choices(explorer)]
             with gr.Column(scale=3, min_width=300):
-                results = gr.HTML("", apply_default_css=False, elem_id="results")
+                results = _html("results")
         parcel = gr.HTML({}, html_template="", js_on_load=_SAVE, elem_id="parcel")
-        page = Page(explorer, album, seen, message, stage, results, choices)
+        page = Page(explorer, album, seen, message, drop, stage, results, choices)
         _connect(page, picker, buttons, parcel)
     return blocks
 
@@ -157,6 +158,10 @@ def _text(name: str) -> str:
     return resources.files(rendering.__package__).joinpath("templates", name).read_text("utf-8")
 
 
+def _html(identity: str, value: str = "", script: str | None = None) -> gr.HTML:
+    return gr.HTML(value, elem_id=identity, js_on_load=script, apply_default_css=False)
+
+
 def _picker(album: Album) -> gr.Dropdown:
     names = album.names
     some = f" ({len(names)} of {album.count})" if len(names) < album.count else ""
@@ -168,32 +173,33 @@ def _picker(album: Album) -> gr.Dropdown:
     )
 
 
-def _choices(explorer: Explorer) -> list[Any]:
-    """Compare, class evidence, and for each network its layers with attention and its features."""
-    first, second = explorer.first, explorer.second
+def _comparison(explorer: Explorer) -> gr.Checkbox:
+    second = explorer.second
     if second is None:
         label = "No comparison: there is no attention here that could be switched off"
     else:
         label = f"Compare with: {'the same, ' if second.off else ''}{second.brief}"
-    compare = gr.Checkbox(False, label=label, interactive=second is not None, elem_id="compare")
+    return gr.Checkbox(False, label=label, interactive=second is not None, elem_id="compare")
+
+
+def _choices(explorer: Explorer) -> Iterator[Any]:
+    """Class evidence, and for each network its layers with attention and its feature maps."""
     cams = [(CAMS[key][0], key) for key in looking.CAMS] + [("none", _NO_CAM)]
-    choices: list[Any] = [compare]
-    for side in (first, second):
-        if side is None or side.off:
-            continue
-        of = f" of {side.title}" if second is not None and not second.off else ""
+    yield gr.Dropdown(cams, value="gradcam", label="Class evidence (not attention)", elem_id="cam")
+    sides = [side for side in (explorer.first, explorer.second) if side and not side.off]
+    for number, side in enumerate(sides):
+        of = f" of {side.title}" if len(sides) > 1 else ""
         if side.attention:
-            choices.append(_layers(f"Gates and affinities{of}", side.attention, "all layers"))
+            yield _layers(f"Gates and affinities{of}", side.attention, "all", f"attention{number}")
         else:
-            choices.append(gr.State([]))
+            yield gr.State([])
         usual = side.features[-1] if side.features else "none"
-        choices.append(_layers(f"Features{of}", side.features, usual))
-    choices.insert(1, gr.Dropdown(cams, value="gradcam", label="Class evidence (not attention)"))
-    return choices
+        yield _layers(f"Features{of}", side.features, usual, f"features{number}")
 
 
-def _layers(label: str, names: Sequence[str], usual: str) -> gr.Dropdown:
-    return gr.Dropdown(list(names), multiselect=True, label=label, info=f"Default: {usual}")
+def _layers(label: str, names: Sequence[str], usual: str, identity: str) -> gr.Dropdown:
+    info = f"Default: {usual}"
+    return gr.Dropdown(list(names), multiselect=True, label=label, info=info, elem_id=identity)
 
 
 def _connect(
@@ -201,9 +207,9 @@ def _connect(
 ) -> None:
     reads, writes = [page.seen, *page.choices], page.outputs
     how: dict[str, Any] = {"show_progress": "minimal", "api_visibility": "private"}
-    page.stage.upload(_told(page.take, 4), reads, writes, **how)
+    page.drop.upload(_told(page.take, 4), reads, writes, **how)
     page.stage.select(_told(page.point, 4), reads, writes, trigger_mode="always_last", **how)
-    page.stage.clear(_refused, None, page.message, **how)
+    page.drop.clear(_refused, None, page.message, **how)
     if picker is not None:
         reading = [page.seen, picker, *page.choices]
         picker.input(_told(page.pick, 4), reading, writes, trigger_mode="always_last", **how)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from foveate.explore.looking import Point, View
 from foveate.explore.pictures import Picture
-from foveate.figures import Meaning, Panel, gradient, overlaid, strips
+from foveate.figures import Meaning, Panel, apart, gradient, overlaid, strips
 
 _ORDER = (Meaning.AFFINITY, Meaning.GATE, Meaning.FEATURES, Meaning.EVIDENCE)
 
@@ -52,34 +52,36 @@ def results(views: Sequence[View]) -> str:
     )
 
 
-def stage(shown: Picture | None, pixels: Any = None, point: Point | None = None) -> str:
-    """The place for the picture, where it is dropped and clicked.
+def stage(shown: Picture, pixels: NDArray[np.float64], point: Point | None) -> str:
+    """The picture that is clicked.
 
     Args:
         shown: What it is.
         pixels: ``(H, W, 3)`` from 0 to 1, as the first network sees them.
         point: Where the cross stands.
     """
-    return (
-        _templates()
-        .get_template("stage.html.j2")
-        .render(
-            picture=shown,
-            source="" if pixels is None else _source(pixels),
-            size=0 if pixels is None else len(pixels),
-            mark=_position(point),
-        )
+    return _render(
+        "stage", picture=shown, source=_source(pixels), size=len(pixels), mark=_position(point)
     )
+
+
+def drop() -> str:
+    """Where images are dropped."""
+    return _render("drop")
 
 
 def head(names: Sequence[str]) -> str:
     """The top of the page."""
-    return _templates().get_template("head.html.j2").render(names=names)
+    return _render("head", names=names)
 
 
 def message(text: str) -> str:
     """One line that says what went wrong; nothing for an empty one."""
-    return _templates().get_template("message.html.j2").render(text=" ".join(text.split()))
+    return _render("message", text=" ".join(text.split()))
+
+
+def _render(name: str, **values: Any) -> str:
+    return _templates().get_template(f"{name}.html.j2").render(**values)
 
 
 @functools.cache
@@ -144,7 +146,7 @@ def _card(panel: Panel, view: View, meaning: Meaning) -> Card:
     if view.point is not None and panel.mark is None:
         rows, columns = values.shape
         found = values[int(view.point[0] * rows), int(view.point[1] * columns)]
-        here = f"{found:.3g} at the point"
+        here = f"{found:.4g} at the point"
     source = _source(overlaid(panel, np.asarray(view.content.picture), meaning))
     title = panel.title.splitlines()
     return Card(title, source, low, high, _bar(meaning), _position(point), here)
@@ -154,7 +156,10 @@ def _ends(arrays: Sequence[NDArray[np.float64]]) -> tuple[str, str]:
     """The lowest and the highest of the numbers in words."""
     values = np.concatenate([array.ravel() for array in arrays]) if arrays else np.empty(0)
     values = values[np.isfinite(values)]
-    return (f"{values.min():.3g}", f"{values.max():.3g}") if values.size else ("", "")
+    if not values.size:
+        return "", ""
+    low, high = apart(float(values.min()), float(values.max()))
+    return low, high
 
 
 @functools.cache

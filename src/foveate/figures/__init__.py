@@ -17,7 +17,7 @@ from foveate.figures.gates import (
     gates_by_depth,
     gradients_by_depth,
 )
-from foveate.figures.overlay import Meaning, Panel, gradient, overlaid
+from foveate.figures.overlay import Meaning, Panel, apart, gradient, overlaid
 from foveate.figures.profiles import strips
 from foveate.figures.sheet import Section, Sheet, beside, sheet
 from foveate.figures.style import Look, encoded, inline_svg, looks, png, svg
@@ -38,6 +38,7 @@ __all__ = [
     "Spread",
     "accuracy_against_cost",
     "accuracy_per_epoch",
+    "apart",
     "beside",
     "class_profiles",
     "differences",

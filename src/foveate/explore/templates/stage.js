@@ -1,20 +1,4 @@
-// The stage: files that are dropped or chosen, and points of the picture.
-const most = MOST_BYTES;
-const say = (text) => trigger('clear', {text: text});
-const send = (file) => {
-  if (!file) return;
-  if (file.size > most) {
-    say(`'${file.name}' is too large; accepted: up to ${most >> 20} MB`);
-    return;
-  }
-  const reader = new FileReader();
-  reader.onload = () => {
-    const data = reader.result.slice(reader.result.indexOf(',') + 1);
-    trigger('upload', {name: file.name, data: file.size ? data : ''});
-  };
-  reader.onerror = () => say(`'${file.name}' cannot be read`);
-  reader.readAsDataURL(file);
-};
+// The picture: a point is clicked, or moved with the arrow keys.
 const place = (picture, y, x) => {
   const inside = (share) => Math.min(Math.max(share, 0), 0.9999);
   const mark = picture.querySelector('.fv-mark');
@@ -23,17 +7,6 @@ const place = (picture, y, x) => {
   mark.style.left = `${100 * inside(x)}%`;
   trigger('select', {y: inside(y), x: inside(x)});
 };
-element.addEventListener('change', (event) => {
-  send(event.target.files[0]);
-  event.target.value = '';  // the same file can be chosen again
-});
-for (const kind of ['dragover', 'dragleave', 'drop']) {
-  element.addEventListener(kind, (event) => {
-    event.preventDefault();
-    element.classList.toggle('fv-over', kind === 'dragover');
-    if (kind === 'drop') send(event.dataTransfer.files[0]);
-  });
-}
 element.addEventListener('click', (event) => {
   const picture = event.target.closest('.fv-picture');
   if (!picture) return;
