@@ -51,6 +51,24 @@ class Site:
         connection.close()
         return answer.status, text, answer.headers
 
+    def forge(self, element: str, event: str, value: Any, session: str) -> str:
+        """What is answered to an event that no page has sent."""
+        config = json.loads(self.ask("GET", "/config")[1])
+        target = next(c["id"] for c in config["components"] if c["props"].get("elem_id") == element)
+        told = next(d for d in config["dependencies"] if [target, event] in d["targets"])
+        data = [value if one == target else None for one in told["inputs"]]
+        body = {"data": data, "fn_index": told["id"], "session_hash": session}
+        status, text, _ = self.ask(
+            "POST",
+            "/gradio_api/queue/join",
+            json.dumps(body).encode(),
+            **{"content-type": "application/json"},
+        )
+        assert status == 200, text
+        answer = self.ask("GET", f"/gradio_api/queue/data?session_hash={session}")[1]
+        assert "process_completed" in answer
+        return answer
+
     def most_memory(self) -> int:
         found = re.search(
             r"VmHWM:\s+(\d+) kB", Path(f"/proc/{self.process.pid}/status").read_text()
@@ -403,20 +421,21 @@ def test_door_is_for_this_page_alone(site: Site) -> None:
     "picked", ["../../../etc/passwd", "/etc/passwd", "../secret.png", "cat/a.png", 3, -1, None, [0]]
 )
 def test_forged_picks_give_nothing(site: Site, picked: Any) -> None:
-    config = json.loads(site.ask("GET", "/config")[1])
-    picker = next(c["id"] for c in config["components"] if c["props"].get("elem_id") == "picker")
-    event = next(d for d in config["dependencies"] if [picker, "input"] in d["targets"])
-    data = [picked if one == picker else None for one in event["inputs"]]
-    body = {"data": data, "fn_index": event["id"], "session_hash": "forged", "event_data": None}
-    content = {"content-type": "application/json"}
-    status, text, _ = site.ask(
-        "POST", "/gradio_api/queue/join", json.dumps(body).encode(), **content
-    )
-    assert status == 200, text
-    answer = site.ask("GET", "/gradio_api/queue/data?session_hash=forged")[1]
-    assert "process_completed" in answer
+    answer = site.forge("picker", "input", picked, "forged")
     for betrayed in ("root:", "data:image", "Traceback"):
         assert betrayed not in answer
+
+
+def test_closed_tab_is_forgotten(browser: Any, site: Site) -> None:
+    tab = Tab(browser, site)
+    tab.show("private.png", noise(78))
+    session = next(m[1] for url in tab.asked if (m := re.search(r"heartbeat/(\w+)", url)))
+    assert "private-attention.png" in site.forge("save-png", "click", None, session)
+    tab.context.close()
+    until = time.monotonic() + 20
+    while "there is no picture yet" not in site.forge("save-png", "click", None, session):
+        assert time.monotonic() < until
+        time.sleep(0.3)
 
 
 def test_nothing_is_kept_and_ctrl_c_ends_it(browser: Any, site: Site) -> None:

@@ -16,6 +16,7 @@ SOURCES = sorted((ROOT / "src" / "foveate").rglob("*.py"))
 HEAVY = (
     *("torchvision", "timm", "matplotlib", "lightning_fabric", "pydantic", "scipy", "sklearn"),
     *("rich", "typer", "jinja2", "yaml", "tensorboard", "torchmetrics", "safetensors", "PIL"),
+    *("gradio", "fastapi", "uvicorn", "pytorch_grad_cam"),
 )
 
 

@@ -18,8 +18,8 @@ from foveate.explore import looking, rendering
 from foveate.explore.looking import Explorer, Point, View, Wanted
 from foveate.explore.pictures import MOST_BYTES, Album, Picture, picture, sent
 
-FORGET = 3600
-"""Seconds after which a tab that did nothing is forgotten."""
+TABS = 32
+"""Of more tabs the one that was used longest ago is forgotten."""
 _NO_CAM = "none"
 _TYPES = {"png": "image/png", "svg": "image/svg+xml"}
 _SAVE = """
@@ -123,7 +123,7 @@ def build(explorer: Explorer, album: Album | None) -> gr.Blocks:
         names = [side.title for side in (explorer.first, explorer.second) if side and not side.off]
         _html("head", rendering.head(names))
         message = _html("message")
-        seen = gr.State(None, time_to_live=FORGET)
+        seen = gr.State(None)
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
                 picker = None if album is None else _picker(album)
@@ -134,7 +134,12 @@ def build(explorer: Explorer, album: Album | None) -> gr.Blocks:
                 compare = _comparison(explorer)
                 with gr.Row():
                     buttons = {
-                        ending: gr.Button(f"Download {ending.upper()}", size="sm", min_width=120)
+                        ending: gr.Button(
+                            f"Download {ending.upper()}",
+                            size="sm",
+                            min_width=120,
+                            elem_id=f"save-{ending}",
+                        )
                         for ending in _TYPES
                     }
                 with gr.Accordion("Choose layers and class evidence", open=False):
@@ -144,6 +149,8 @@ def build(explorer: Explorer, album: Album | None) -> gr.Blocks:
         parcel = gr.HTML({}, html_template="", js_on_load=_SAVE, elem_id="parcel")
         page = Page(explorer, album, seen, message, drop, stage, results, choices)
         _connect(page, picker, buttons, parcel)
+        blocks.unload(_forgetting(blocks))
+    blocks.state_session_capacity = TABS
     return blocks
 
 
@@ -219,6 +226,15 @@ def _connect(
     for ending, button in buttons.items():
         saved = _told(functools.partial(page.save, ending), 2, at=0)
         button.click(saved, page.seen, [page.message, parcel], **how)
+
+
+def _forgetting(blocks: gr.Blocks) -> Callable[[gr.Request], None]:
+    """A tab was closed: its picture goes, and all that was shown of it."""
+
+    def forget(request: gr.Request) -> None:
+        blocks.state_holder.session_data.pop(request.session_hash, None)
+
+    return forget
 
 
 def _refused(event: gr.EventData) -> str:
