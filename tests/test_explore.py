@@ -286,7 +286,11 @@ def test_broken_images_are_one_line_each(tab: Tab, site: Site) -> None:
         )
         assert tab.told().startswith(reason)
         assert len(tab.told().splitlines()) == 1
+        assert tab.page.locator(".fv-message").bounding_box()["y"] >= 0  # wherever one has scrolled
+        tab.page.mouse.wheel(0, 400)
     assert tab.sources() == before
+    tab.page.locator(".fv-message").click()
+    tab.page.wait_for_selector(".fv-message", state="detached")
     assert "Traceback" not in tab.page.content() + site.log.read_text()
     tab.show("good.png", noise(6))
     assert tab.page.locator(".fv-message").count() == 0

@@ -19,9 +19,10 @@ from foveate.explore.looking import Explorer, Point, View, Wanted
 from foveate.explore.pictures import MOST_BYTES, Album, Picture, picture, sent
 
 TABS = 32
-"""Of more tabs the one that was used longest ago is forgotten."""
+"""Of more tabs the one that was used longest ago is forgotten, and no more wishes wait."""
 _NO_CAM = "none"
 _TYPES = {"png": "image/png", "svg": "image/svg+xml"}
+_HIDE = "element.addEventListener('click', () => { props.value = ''; });"
 _SAVE = """
 watch('value', () => {
   const link = document.createElement('a');
@@ -122,7 +123,7 @@ def build(explorer: Explorer, album: Album | None) -> gr.Blocks:
     with gr.Blocks(analytics_enabled=False, title="foveate explore", fill_width=True) as blocks:
         names = [side.title for side in (explorer.first, explorer.second) if side and not side.off]
         _html("head", rendering.head(names))
-        message = _html("message")
+        message = _html("message", script=_HIDE)
         seen = gr.State(None)
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
@@ -145,13 +146,13 @@ def build(explorer: Explorer, album: Album | None) -> gr.Blocks:
                 with gr.Accordion("Choose layers and class evidence", open=False):
                     choices = [compare, *_choices(explorer)]
             with gr.Column(scale=3, min_width=300):
-                results = _html("results")
+                results = _html("results", rendering.nothing())
         parcel = gr.HTML({}, html_template="", js_on_load=_SAVE, elem_id="parcel")
         page = Page(explorer, album, seen, message, drop, stage, results, choices)
         _connect(page, picker, buttons, parcel)
         blocks.unload(_forgetting(blocks))
     blocks.state_session_capacity = TABS
-    return blocks
+    return blocks.queue(max_size=TABS)
 
 
 def look() -> dict[str, Any]:

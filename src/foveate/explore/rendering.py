@@ -65,6 +65,11 @@ def stage(shown: Picture, pixels: NDArray[np.float64], point: Point | None) -> s
     )
 
 
+def nothing() -> str:
+    """What stands in the place of results before there are any."""
+    return _render("nothing")
+
+
 def drop() -> str:
     """Where images are dropped."""
     return _render("drop")
