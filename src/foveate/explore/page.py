@@ -233,7 +233,7 @@ def _forgetting(blocks: gr.Blocks) -> Callable[[gr.Request], None]:
     """A tab was closed: its picture goes, and all that was shown of it."""
 
     def forget(request: gr.Request) -> None:
-        blocks.state_holder.session_data.pop(request.session_hash, None)
+        blocks.state_holder.session_data.pop(str(request.session_hash), None)
 
     return forget
 
