@@ -23,7 +23,7 @@ Point = tuple[float, float]
 
 NO_AFFINITY = (
     "No position of this network reads another: its attention has no affinity, so there is nothing "
-    "that this point attends to. It weighs features where they are; the gates below say how much."
+    "that this point attends to. The maps below say what they are at the point."
 )
 NO_ATTENTION = "This network has no attention that foveate knows, so a point attends to nothing."
 SWITCHED_OFF = (
