@@ -28,6 +28,7 @@ CHROMIUM = next(
 ROOT = Path(__file__).parents[1]
 EVIL = "<img src=x onerror=alert(1)>"
 TEMPLATES = "${alert(1)} {{this}}"
+RESULTS = "(document.querySelector('.fv-columns')?.innerHTML ?? '')"
 WAIT = 60_000
 """Milliseconds, on a machine that does much else."""
 
@@ -182,20 +183,27 @@ class Tab:
         )
 
     def show(self, name: str, content: bytes) -> None:
+        before = self.results()
         self.drop(name, content)
         self.page.wait_for_function(
             "name => document.querySelector('.fv-stage b')?.innerText === name", arg=name
         )
+        self.wait_for_others(before)
+
+    def results(self) -> str:
+        return self.page.evaluate(RESULTS)
+
+    def wait_for_others(self, before: str) -> None:
+        """The picture may be there before the results are."""
+        self.page.wait_for_function(f"before => {RESULTS} !== before", arg=before)
 
     def click(self, y: float, x: float) -> None:
         box = self.page.locator(".fv-picture").bounding_box()
-        before = self.page.locator(".fv-columns").inner_html()
+        before = self.results()
         self.page.locator(".fv-picture").click(
             position={"x": x * box["width"], "y": y * box["height"]}
         )
-        self.page.wait_for_function(
-            "before => document.querySelector('.fv-columns').innerHTML !== before", arg=before
-        )
+        self.wait_for_others(before)
 
     def told(self) -> str:
         return self.page.locator(".fv-message").inner_text()
@@ -258,7 +266,7 @@ def test_picture_is_dropped_clicked_compared_and_saved(tab: Tab) -> None:
 
 def test_layers_are_chosen(tab: Tab) -> None:
     tab.show("own.png", noise(5))
-    assert tab.text(".fv-features h3") == ["Features: 5 strongest of 8 maps of act"]
+    assert tab.text(".fv-features h3") == ["Features: 5 strongest of 8 maps of attention"]
     tab.page.get_by_text("Choose layers and class evidence").click()
     tab.page.locator("#features0 input").click()
     tab.page.get_by_role("option", name="conv").click()
