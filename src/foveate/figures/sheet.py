@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from foveate.figures.overlay import Meaning, Panel, draw_panel
+from foveate.figures.overlay import Meaning, Panel, draw_panel, shortened
 from foveate.figures.profiles import draw_profiles, draw_strips
 from foveate.figures.style import COLOURS, GREY, new_figure, plain, style
 
@@ -135,7 +135,7 @@ def _draw_head(cell: Any, content: Sheet) -> None:
     colours = [COLOURS[2] if name == content.truth else GREY for name in names]
     places = range(len(names))
     right.barh(places, shares, color=colours, height=0.6)
-    right.set_yticks(places, names)
+    right.set_yticks(places, [shortened(name) for name in names])
     right.invert_yaxis()
     right.set_xlim(0, 1.12)
     right.set_xticks([])
