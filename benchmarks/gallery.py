@@ -81,12 +81,12 @@ def page(
     cbam, right = subjects["cbam"], results["cbam"].test_correct or []
     accuracies = {name: f"{result.accuracy:.1f} %" for name, result in results.items()}
     yield INTRODUCTION.format(**{name.replace("-", "_"): a for name, a in accuracies.items()})
-    yield "## One image\n\nGates of the network with `cbam`, for a test image that it gets right"
+    yield "## One image\n\nGates of the network with `cbam`, for a test image that it gets right:"
     yield picture("right", sheet(cbam, data, right.index(True)), "A sheet of one image")
     yield "and for one that it gets wrong:"
     yield picture("wrong", sheet(cbam, data, right.index(False)), "A sheet of an image got wrong")
     yield (
-        "With `nl`, positions read each other; the crosses mark who reads: the middle of the "
+        "With `nl`, positions read each other; the crosses mark who reads: the middle of the\n"
         "image, and where the evidence for the class is strongest."
     )
     nl = results["nl"].test_correct or []
@@ -184,12 +184,12 @@ the two apart."""
 
 FAITHFULNESS = """## Is a gate an explanation?
 
-Pixels are deleted, or inserted into a blurred image, in the order in which a map ranks them, and
-the probability of the predicted class is watched ({count} test images, `cbam`). A map that knows
-what the network looks at loses the class early, and brings it back early. Below: how much better
-each map is than a random one, in mean probability over the curve, with 95 % intervals over the
-images, paired. `centre` knows nothing of the network: it says that the subject of a photograph is
-in the middle."""
+Pixels are blurred, or brought back into the blurred image, in the order in which a map ranks them,
+and the probability of the predicted class is watched ({count} test images, `cbam`). A map that
+knows what the network looks at loses the class early, and brings it back early. Below: how much
+better each map is than a random one of 8 x 8 cells, in mean probability over the curve, with 95 %
+intervals over the images, paired. `centre` knows nothing of the network: it says that the subject
+of a photograph is in the middle, and a map that is no better has not shown that it knows more."""
 
 if __name__ == "__main__":
     main()

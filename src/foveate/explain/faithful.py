@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 KINDS = ("deletion", "insertion")
 RANDOM, CENTRE = "random", "centre"
 CONTROLS = (RANDOM, CENTRE)
-"""Maps that know nothing of the network: chance, and the distance from the middle."""
+"""Maps that know nothing of the network: cells of chance, and the distance from the middle."""
+CELLS = 8
+"""Rows and columns of the random map: as coarse as maps of attention are."""
 Z = 1.959964
 
 
@@ -82,19 +84,20 @@ def faithfulness(
 ) -> Faithfulness:
     """Delete, and insert, the pixels that maps rank highest, and watch the predicted class.
 
-    Deletion and insertion of Petsiuk, Das and Saenko (2018), section 3.2: deleted pixels take the
-    mean of the training pixels, inserted ones return to a blurred image. Where a map has ties, as a
-    coarse one has in each of its cells, chance decides, the same for all maps. Two maps that know
-    nothing of the network are added: ``"random"`` and ``"centre"``.
+    Deletion and insertion of Petsiuk, Das and Saenko (2018), section 3.2, both between the image
+    and a blurred one: pixels of one colour, scattered over an image, are a noise that no training
+    image had, and the finest map would win. Where a map has ties, as a coarse one has in each of
+    its cells, chance decides, the same for all maps. Two maps that know nothing of the network are
+    added: ``"random"``, of :data:`CELLS` by :data:`CELLS` cells, and ``"centre"``.
 
     Args:
         model: A classifier.
-        images: ``(B, C, H, W)``, normalised to a mean of 0.
+        images: ``(B, C, H, W)``, normalised as the network expects.
         maps: By name, ``(B, h, w)``: the higher, the more important. Coarser ones are enlarged cell
             by cell.
         steps: How many equal steps lead from none of the pixels to all.
         batch_size: Images in a batch.
-        seed: Of the random map.
+        seed: Of the random map, and of ties.
 
     Raises:
         ValueError: If there are fewer than two images, or a map has another number of them.
@@ -108,16 +111,16 @@ def faithfulness(
                 f"map '{name}' must be ({len(images)}, h, w), but is {tuple(found.shape)}"
             )
     generator = torch.Generator().manual_seed(seed)
-    chance = torch.rand(len(images), *images.shape[2:], generator=generator)
-    everything = {**maps, RANDOM: chance, CENTRE: _centre(images)}
+    ties = torch.rand(len(images), *images.shape[2:], generator=generator)
+    random = torch.rand(len(images), CELLS, CELLS, generator=generator)
+    everything = {**maps, RANDOM: random, CENTRE: _centre(images)}
     with in_mode(model, training=False), torch.no_grad():
         target = torch.cat([model(some).argmax(1) for some in images.split(batch_size)])
         shares = torch.linspace(0, 1, steps + 1)
-        ranks = {name: _ranks(found, images, chance) for name, found in everything.items()}
-        grounds = {"deletion": torch.zeros_like(images), "insertion": _blurred(images)}
+        ranks = {name: _ranks(found, ties) for name, found in everything.items()}
+        blurred = _blurred(images)
         curves: dict[str, dict[str, Tensor]] = {}
-        for kind in KINDS:
-            there, here = (images, grounds[kind])[:: 1 if kind == "deletion" else -1]
+        for kind, there, here in zip(KINDS, (images, blurred), (blurred, images), strict=True):
             curves[kind] = {
                 name: torch.stack(
                     [
@@ -165,15 +168,15 @@ def _probability(
     return logits.float().softmax(1).gather(1, target.unsqueeze(1))[:, 0].cpu()
 
 
-def _ranks(found: Tensor, images: Tensor, chance: Tensor) -> Tensor:
+def _ranks(found: Tensor, ties: Tensor) -> Tensor:
     """For each pixel the share of the pixels that are more important than it."""
-    values = _enlarged(found.float().cpu(), images.shape[2:]).flatten(1)
-    shuffled = chance.flatten(1).argsort(1)
+    values = _enlarged(found.float().cpu(), ties.shape[1:]).flatten(1)
+    shuffled = ties.flatten(1).argsort(1)
     places = values.gather(1, shuffled).argsort(dim=1, descending=True, stable=True)
     order = shuffled.gather(1, places)
     ranks = torch.empty_like(order)
     ranks.scatter_(1, order, torch.arange(order.shape[1]).expand_as(order))
-    return ranks.double().div(order.shape[1]).view(chance.shape)
+    return ranks.double().div(order.shape[1]).view(ties.shape)
 
 
 def _enlarged(found: Tensor, size: Sequence[int]) -> Tensor:
