@@ -131,7 +131,14 @@ class Gate(Attention):
         """Whether plain operations are as fast as kernels for this map, without a gradient."""
         return self.mean_only
 
+    def whole(self, x: Tensor) -> Tensor | None:
+        """The output by one kernel; None where there is none for the form as it is set up."""
+        return None
+
     def forward(self, x: Tensor) -> Tensor:
+        y = self.whole(x)
+        if y is not None:
+            return y
         x = ops.fuse(x, plain_inference=self.plain_inference(x)) if self.fused else x
         return ops.scale(x, *self.factors(x).values())
 
@@ -263,6 +270,21 @@ def weights(layer: nn.Conv2d, x: Tensor) -> tuple[Tensor, Tensor | None]:
     for hook in layer._forward_pre_hooks.values():
         hook(layer, (x,))
     return layer.weight, layer.bias
+
+
+def bare(*layers: nn.Module, also: tuple[type[nn.Module], ...] = ()) -> bool:
+    """Whether layers do what their classes say and nothing more: a kernel may stand for them.
+
+    Args:
+        layers: Convolutions, and others of the classes ``also``, not of classes derived from them.
+        also: See above.
+    """
+    kinds = (nn.Conv1d, nn.Conv2d, *also)
+    watched = torch.nn.modules.module._has_any_global_hook()
+    return not watched and not any(
+        layer._forward_hooks or layer._forward_pre_hooks or type(layer) not in kinds
+        for layer in layers
+    )
 
 
 def check_odd(**values: int) -> None:

@@ -8,7 +8,15 @@ from torch import Tensor, nn
 
 from foveate import ops
 from foveate.errors import check_choice
-from foveate.mechanisms.base import Gate, Published, bottleneck, check_odd, pointwise, weights
+from foveate.mechanisms.base import (
+    Gate,
+    Published,
+    bare,
+    bottleneck,
+    check_odd,
+    pointwise,
+    weights,
+)
 from foveate.mechanisms.norm import GateNorm
 from foveate.registry import register_mechanism
 
@@ -266,6 +274,32 @@ class CBAM(Gate):
         else:
             channel, spatial = self.channel_gate(x), self.spatial_gate(x)
         return {"channel": channel, "spatial": spatial}  # (B, C, 1, 1), (B, 1, H, W)
+
+    def whole(self, x: Tensor) -> Tensor | None:
+        kernel = ops.whole(x, "cbam")
+        if kernel is None or type(self) is not CBAM or not self._published():
+            return None
+        channel, spatial = self.channel_gate, self.spatial_gate
+        fc1, fc2, bn = channel.fc1, channel.fc2, spatial.bn
+        norm: tuple[Any, ...] = (None, None, None, None, 0.0)
+        if self.norm:
+            norm = (bn.running_mean, bn.running_var, bn.weight, bn.bias, bn.eps)
+        return kernel(
+            *(fc1.weight, fc1.bias, fc2.weight, fc2.bias, spatial.conv.weight),
+            *norm,
+            self.strength,
+        )
+
+    def _published(self) -> bool:
+        """Whether the kernel for the paper's form stands for this one, in evaluation."""
+        channel, spatial = self.channel_gate, self.spatial_gate
+        if (self.order, self.pooling) != ("channel_first", "both"):
+            return False
+        if self.norm and (spatial.bn.training or spatial.bn.running_mean is None):
+            return False
+        layers = (channel.fc1, channel.fc2, spatial.conv, spatial.bn)
+        kinds = (ChannelGate, SpatialGate, GateNorm, nn.Identity)
+        return bare(channel, spatial, *layers, also=kinds)
 
     def weigh(self, x: Tensor, gates: dict[str, Tensor]) -> Tensor:
         if self.order != "parallel_sum":

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from foveate import ops
 from foveate.errors import InvalidValueError
-from foveate.mechanisms.base import Gate, Published, bottleneck, check_odd
+from foveate.mechanisms.base import Gate, Published, bare, bottleneck, check_odd
 from foveate.registry import register_mechanism
 
 
@@ -115,6 +115,14 @@ class EfficientChannelAttention(Gate):
         z = z.flatten(1).unsqueeze(1)  # (B, 1, C)
         z = self.conv(z).sigmoid()  # (B, 1, C)
         return {"channel": z.transpose(1, 2).unsqueeze(3)}  # (B, C, 1, 1)
+
+    def whole(self, x: Tensor) -> Tensor | None:
+        kernel = ops.whole(x, "neighbours")
+        if kernel is None or type(self) is not EfficientChannelAttention or not bare(self.conv):
+            return None
+        if self.circular or self.reduction is not None:
+            return None
+        return kernel(self.conv.weight, self.strength)
 
 
 def adaptive_kernel_size(channels: int, gamma: float = 2, b: float = 1) -> int:

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from foveate import ops
-from foveate.mechanisms.base import Gate, Published, bottleneck, pointwise
+from foveate.mechanisms.base import Gate, Published, bare, bottleneck, pointwise
 from foveate.registry import register_mechanism
 
 
@@ -70,3 +70,10 @@ class SqueezeExcitation(Gate):
         (z,) = ops.spatial_pool(x, "mean")  # (B, C, 1, 1)
         z = pointwise(self.fc1, z).relu()  # (B, C/r, 1, 1)
         return {"channel": pointwise(self.fc2, z).sigmoid()}  # (B, C, 1, 1)
+
+    def whole(self, x: Tensor) -> Tensor | None:
+        kernel = ops.whole(x, "squeeze")
+        fc1, fc2 = self.fc1, self.fc2
+        if kernel is None or type(self) is not SqueezeExcitation or not bare(fc1, fc2):
+            return None
+        return kernel(fc1.weight, fc1.bias, fc2.weight, fc2.bias, self.strength)

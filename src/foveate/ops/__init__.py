@@ -40,3 +40,4 @@ from foveate.ops.stencil import stencil as stencil
 from foveate.ops.strip_pool import strip_pool as strip_pool
 from foveate.ops.tokens import from_tokens as from_tokens
 from foveate.ops.tokens import to_tokens as to_tokens
+from foveate.ops.whole import whole as whole
