@@ -138,8 +138,11 @@ def test_maps_of_any_strides_are_taken(key: str) -> None:
 
 
 @every_key
+@pytest.mark.parametrize("training", [False, True])
 @both_formats
-def test_its_schema_says_what_it_writes(key: str, layout: torch.memory_format) -> None:
+def test_the_schemas_say_what_is_written(
+    key: str, training: bool, layout: torch.memory_format
+) -> None:
     module, x = module_of(key, init="identity"), values(2, 16, 7, 5, dtype=torch.float32)
     x = x.to(memory_format=layout)
     calls = []
@@ -149,12 +152,15 @@ def test_its_schema_says_what_it_writes(key: str, layout: torch.memory_format) -
             op = getattr(torch.ops.foveate_cpu, name)
             return lambda *arguments: calls.append((op, arguments)) or op(*arguments)
 
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, torch.set_grad_enabled(training):
         patch.setattr(kernels, "pick", lambda x, least: Watched())
-        module.whole(x)
-    ((op, arguments),) = calls
-    assert op is getattr(torch.ops.foveate_cpu, KERNELS[key])
-    opcheck(op.default, arguments, test_utils=("test_schema",))
+        y = module.train(training).whole(x.requires_grad_(training))
+        if training:
+            y.sum().backward()
+    assert len(calls) == 1 + training
+    for op, arguments in calls:
+        plain = [t.detach() if isinstance(t, Tensor) else t for t in arguments]
+        opcheck(op.default, tuple(plain), test_utils=("test_schema",))
 
 
 @pytest.mark.parametrize(
@@ -208,19 +214,99 @@ def test_what_is_changed_is_seen(key: str, change: object) -> None:
     torch.testing.assert_close(module(x), expected)
 
 
-def test_a_normalisation_that_looks_at_the_batch_is_left_to_its_operations() -> None:
+def test_a_normalisation_of_another_kind_is_left_to_its_operations() -> None:
     x = values(4, 16, 7, 5, dtype=torch.float32)
     module = module_of("cbam").train()
+    assert module.whole(x[:1, :, :1, :1]) is None  # one value has no variance
+    module.spatial_gate.bn.momentum = None
     assert module.whole(x) is None
-    module.eval().spatial_gate.bn = nn.BatchNorm2d(1, track_running_stats=False).eval()
+    module.spatial_gate.bn = nn.BatchNorm2d(1)
     assert module.whole(x) is None
+
+
+def steps(module: nn.Module, x: Tensor, grad: Tensor) -> dict[str, Tensor]:
+    """What two steps give and leave behind."""
+    module, x = copy.deepcopy(module), x.detach().requires_grad_()
+    with torch.enable_grad():
+        for _ in range(2):
+            module(x).backward(grad)
+    found = {name: p.grad for name, p in module.named_parameters()}
+    return {"x": x.grad, **found, **dict(module.named_buffers())}
+
+
+@every_form
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("init", ["paper", "identity"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@both_formats
+def test_its_gradients_are_those_of_plain_operations(
+    case: Case,
+    training: bool,
+    init: str,
+    shape: tuple[int, ...],
+    layout: torch.memory_format,
+) -> None:
+    module = case.randomised(shape[1], init=init).train(training)
+    x, grad = (values(*shape, dtype=torch.float64, seed=s).to(memory_format=layout) for s in (0, 1))
+    with kernels.using("eager"):
+        expected = steps(module, x, grad)
+    for name, found in steps(module, x, grad).items():
+        torch.testing.assert_close(found, expected[name], rtol=1e-8, atol=1e-10, msg=name)
+
+
+@every_key
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@both_formats
+def test_narrow_gradients_are_close_to_wide_ones(
+    key: str, dtype: torch.dtype, layout: torch.memory_format
+) -> None:
+    module = form(key).randomised(40, init="identity", dtype=dtype).train()
+    x, grad = (values(3, 40, 21, 19, dtype=dtype, seed=s) for s in (0, 1))
+    x, grad = (t.to(memory_format=layout) for t in (x, grad))
+    exact = steps(copy.deepcopy(module).double(), x.double(), grad.double())
+    for name, found in steps(module, x, grad).items():
+        error = (found.double() - exact[name].double()).norm()
+        scale = exact[name].double().norm() + 1e-3
+        assert error <= 16 * torch.finfo(dtype).eps * scale, name
+
+
+@every_key
+@both_formats
+def test_a_step_is_the_same_on_any_number_of_threads(key: str, layout: torch.memory_format) -> None:
+    module = module_of(key, 48).train()
+    x, grad = (
+        values(5, 48, 30, 26, dtype=torch.float32, seed=s).to(memory_format=layout) for s in (0, 1)
+    )
+    expected, threads = steps(module, x, grad), torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found = steps(module, x, grad)
+            assert all(torch.equal(found[name], expected[name]) for name in expected)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@both_formats
+def test_the_first_of_equal_values_and_of_no_numbers_has_the_gradient(
+    layout: torch.memory_format,
+) -> None:
+    module = form("cbam", norm=False).randomised(16)
+    for x in (
+        torch.zeros(2, 16, 9, 7, dtype=torch.float64),
+        values(2, 16, 9, 7, dtype=torch.float64).round(),
+        torch.full((2, 16, 9, 7), -2.0, dtype=torch.float64),
+    ):
+        x, grad = x.to(memory_format=layout), values(2, 16, 9, 7, dtype=torch.float64, seed=1)
+        with kernels.using("eager"):
+            expected = steps(module, x, grad)
+        for name, found in steps(module, x, grad).items():
+            torch.testing.assert_close(found, expected[name], msg=name)
 
 
 @every_key
 def test_it_stands_back_where_someone_watches(key: str) -> None:
     module, x = module_of(key), values(2, 16, 7, 5, dtype=torch.float32)
-    with torch.enable_grad():
-        assert module.whole(x) is None
     with torch.autocast("cpu", torch.bfloat16):
         assert module.whole(x) is None
     with kernels.using("eager"):

@@ -282,7 +282,11 @@ def bare(*layers: nn.Module, also: tuple[type[nn.Module], ...] = ()) -> bool:
     kinds = (nn.Conv1d, nn.Conv2d, *also)
     watched = torch.nn.modules.module._has_any_global_hook()
     return not watched and not any(
-        layer._forward_hooks or layer._forward_pre_hooks or type(layer) not in kinds
+        layer._forward_hooks
+        or layer._forward_pre_hooks
+        or layer._backward_hooks
+        or layer._backward_pre_hooks
+        or type(layer) not in kinds
         for layer in layers
     )
 

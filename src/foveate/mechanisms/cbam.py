@@ -276,30 +276,30 @@ class CBAM(Gate):
         return {"channel": channel, "spatial": spatial}  # (B, C, 1, 1), (B, 1, H, W)
 
     def whole(self, x: Tensor) -> Tensor | None:
-        kernel = ops.whole(x, "cbam")
-        if kernel is None or type(self) is not CBAM or not self._published():
-            return None
         channel, spatial = self.channel_gate, self.spatial_gate
         fc1, fc2, bn = channel.fc1, channel.fc2, spatial.bn
-        norm: tuple[Any, ...] = (None, None, None, None, 0.0)
-        if self.norm:
-            norm = (bn.running_mean, bn.running_var, bn.weight, bn.bias, bn.eps)
-        return kernel(
-            *(fc1.weight, fc1.bias, fc2.weight, fc2.bias, spatial.conv.weight),
-            *norm,
-            self.strength,
-        )
-
-    def _published(self) -> bool:
-        """Whether the kernel for the paper's form stands for this one, in evaluation."""
-        channel, spatial = self.channel_gate, self.spatial_gate
-        if (self.order, self.pooling) != ("channel_first", "both"):
-            return False
-        if self.norm and (spatial.bn.training or spatial.bn.running_mean is None):
-            return False
-        layers = (channel.fc1, channel.fc2, spatial.conv, spatial.bn)
         kinds = (ChannelGate, SpatialGate, GateNorm, nn.Identity)
-        return bare(channel, spatial, *layers, also=kinds)
+        if (type(self), self.order, self.pooling) != (CBAM, "channel_first", "both"):
+            return None
+        if not bare(channel, spatial, fc1, fc2, spatial.conv, bn, also=kinds):
+            return None
+        scale = shift = running = None
+        eps = 0.0
+        if isinstance(bn, GateNorm):
+            if bn.running_mean is None or bn.momentum is None:
+                return None
+            if bn.training and (ops.again() or x.numel() == self.channels):
+                return None
+            scale, shift, running, eps = bn.weight, bn.bias, bn.running(), bn.eps
+        layers = (fc1.weight, fc1.bias, fc2.weight, fc2.bias, spatial.conv.weight)
+        weights = ops.CBAMWeights(*layers, scale, shift, self.strength)
+        found = ops.cbam(x, weights, running, eps)
+        if found is None:
+            return None
+        y, statistics = found
+        if statistics is not None and isinstance(bn, GateNorm):
+            bn.update(statistics[0], statistics[2])
+        return y
 
     def weigh(self, x: Tensor, gates: dict[str, Tensor]) -> Tensor:
         if self.order != "parallel_sum":

@@ -117,12 +117,10 @@ class EfficientChannelAttention(Gate):
         return {"channel": z.transpose(1, 2).unsqueeze(3)}  # (B, C, 1, 1)
 
     def whole(self, x: Tensor) -> Tensor | None:
-        kernel = ops.whole(x, "neighbours")
-        if kernel is None or type(self) is not EfficientChannelAttention or not bare(self.conv):
+        own, conv = type(self) is EfficientChannelAttention, self.conv
+        if not own or self.circular or not isinstance(conv, nn.Conv1d) or not bare(conv):
             return None
-        if self.circular or self.reduction is not None:
-            return None
-        return kernel(self.conv.weight, self.strength)
+        return ops.neighbours(x, conv.weight, self.strength)
 
 
 def adaptive_kernel_size(channels: int, gamma: float = 2, b: float = 1) -> int:

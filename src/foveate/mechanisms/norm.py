@@ -25,3 +25,19 @@ class GateNorm(nn.BatchNorm2d):
             )
             return F.batch_norm(input, mean, var, self.weight, self.bias, True, eps=self.eps)
         return super().forward(input)
+
+    def running(self) -> tuple[Tensor, Tensor] | None:
+        """Mean and variance that it takes now; None for those of the batch."""
+        if self.training or self.running_mean is None or self.running_var is None:
+            return None
+        return self.running_mean, self.running_var
+
+    def update(self, mean: Tensor, var: Tensor) -> None:
+        """Do with the statistics of a batch what a call does in training."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
+        self.num_batches_tracked.add_(1)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+        self.running_var.lerp_(var.to(self.running_var.dtype), self.momentum)

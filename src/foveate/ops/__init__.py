@@ -5,6 +5,8 @@ from foveate.ops.additive_attention import additive_attention as additive_attent
 from foveate.ops.affinity import Affinity as Affinity
 from foveate.ops.affinity import product_affinity as product_affinity
 from foveate.ops.affinity import softmax_affinity as softmax_affinity
+from foveate.ops.cbam import CBAMWeights as CBAMWeights
+from foveate.ops.cbam import cbam as cbam
 from foveate.ops.channel_attention import channel_attention as channel_attention
 from foveate.ops.channel_dot import channel_dot as channel_dot
 from foveate.ops.channel_pool import channel_pool as channel_pool
@@ -16,6 +18,8 @@ from foveate.ops.energy_gate import energy_gate as energy_gate
 from foveate.ops.ledger import fuse as fuse
 from foveate.ops.linear_attention import linear_attention as linear_attention
 from foveate.ops.local_aggregation import local_aggregation as local_aggregation
+from foveate.ops.mean_gate import neighbours as neighbours
+from foveate.ops.mean_gate import squeeze as squeeze
 from foveate.ops.pair_gate import pair_factor as pair_factor
 from foveate.ops.pair_gate import scale_by_pair as scale_by_pair
 from foveate.ops.patches import from_patches as from_patches
@@ -40,4 +44,3 @@ from foveate.ops.stencil import stencil as stencil
 from foveate.ops.strip_pool import strip_pool as strip_pool
 from foveate.ops.tokens import from_tokens as from_tokens
 from foveate.ops.tokens import to_tokens as to_tokens
-from foveate.ops.whole import whole as whole

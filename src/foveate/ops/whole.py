@@ -1,7 +1,6 @@
-"""Mechanisms that one kernel computes whole: readings, the layers between them, and the product."""
+"""Which mechanisms one kernel computes whole, from the readings to the product."""
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,39 +13,56 @@ LEAST = 1 << 12
 """Elements of a map below which kernels need not be built for a single call."""
 
 
-def whole(x: Tensor, name: str) -> Callable[..., Tensor | None] | None:
-    """The kernel that makes the output of a map without a gradient.
-
-    Its definition is the mechanism itself, in plain operations.
+def whole(x: Tensor, kernel: str, *arguments: Tensor | None) -> Any | None:
+    """The kernels, where that of a name stands for a whole mechanism.
 
     Args:
         x: The map, ``(B, C, H, W)``.
-        name: Of the kernel.
+        kernel: Its name.
+        arguments: The tensors that it takes with the map.
 
     Returns:
-        The output as a function of the kernel's further arguments, which is None where these have
-        another type, dtype or device than the map; or None where there is no such kernel, or
-        someone would miss the operations in it.
+        None where there is no such kernel, where an argument has another type, dtype or device than
+        the map, or where someone would miss the operations that the kernel stands for.
     """
-    if torch.is_grad_enabled():
-        return None
     backend = kernels.pick(x, least=LEAST)
-    if not hasattr(backend, name) or torch.is_autocast_enabled(x.device.type):
+    if not hasattr(backend, kernel) or torch.is_autocast_enabled(x.device.type):
         return None
-    return partial(_run, getattr(backend, name), x)
+    for t in arguments:
+        if t is not None and not (
+            (type(t) is Parameter or type(t) is Tensor)
+            and t.dtype == x.dtype
+            and t.device == x.device
+        ):
+            return None
+    return backend
 
 
-def _run(kernel: Any, x: Tensor, *arguments: Tensor | float | None) -> Tensor | None:
-    given = []
-    for argument in arguments:
-        if isinstance(argument, Tensor):
-            plain = type(argument) is Parameter or type(argument) is Tensor
-            if not plain or argument.dtype != x.dtype or argument.device != x.device:
-                return None
-            argument = argument.contiguous()
-        given.append(argument)
-    if not (x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)):
-        x = x.contiguous()
-    y = torch.empty_like(x)
-    kernel(x, *given, y)
-    return y
+def dense(x: Tensor) -> Tensor:
+    """A map as kernels take it: contiguous or channels_last."""
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    return x if last or x.is_contiguous() else x.contiguous()
+
+
+def like(t: Tensor, x: Tensor) -> Tensor:
+    """A tensor of the shape of a dense map, laid out as that is."""
+    last = not x.is_contiguous()
+    return t.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
+def shared_out(
+    found: Tensor, sizes: Sequence[int], parameters: Sequence[Tensor | None], needed: Sequence[bool]
+) -> list[Tensor | None]:
+    """The gradients of parameters from one row of numbers, in which each has its place.
+
+    Args:
+        found: The row.
+        sizes: How many of the numbers belong to each parameter, also to one that is not there.
+        parameters: What they are gradients of.
+        needed: Which of them are wanted.
+    """
+    parts = zip(found.split(list(sizes)), parameters, needed, strict=True)
+    return [
+        part.view(t.shape).to(t.dtype) if need and t is not None else None
+        for part, t, need in parts
+    ]

@@ -38,13 +38,14 @@ std::vector<Acc<T>> channel_gates(const T* x, const Images& s, const Layers<T>& 
   using A = Acc<T>;
   const Index pooled = s.B * s.C, hidden = s.B * of.fc1.out;
   std::vector<A> pools(2 * pooled), z(2 * hidden), logits(pooled), gates(pooled);
-  read_positions<T, true>(x, s, pools.data(), pools.data() + pooled);
+  read_positions<T, kPeak>(x, s, pools.data(), nullptr);
   apply(of.fc1, pools.data(), 2 * s.B, A(1), z.data());
   relu(z.data(), 2 * hidden);
-  for (Index i = 0; i < hidden; ++i) z[i] += z[hidden + i];
+  add_pairs(z.data(), s.B, of.fc1.out);
   apply(of.fc2, z.data(), s.B, A(2), logits.data());
-  gates_of(logits.data(), pooled, of.temper, gates.data());
-  return gates;
+  gates_of(logits.data(), pooled, gates.data());
+  temper_all(gates.data(), pooled, of.temper, logits.data());
+  return logits;
 }
 
 // The gates of positions, (B, H, W), of the map times the gates of its channels.
@@ -54,7 +55,7 @@ std::vector<Acc<T>> spatial_gates(const T* x, const Images& s, const Acc<T>* cha
   using A = Acc<T>;
   const Index N = s.N();
   std::vector<A> pools(s.B * 2 * N), gates(s.B * N);
-  read_channels(x, s, channel, pools.data());
+  read_channels<T, kPeak>(x, s, channel, pools.data(), nullptr);
   const Margin m{s.H, s.W, of.side};
   parallel(s.B, 2 * N * of.side * of.side / 4, [&](Index b) {
     std::vector<A> padded(3 * m.plane());

@@ -14,11 +14,18 @@ struct Add {
   }
 };
 
-// One instruction, which loses a NaN: `peak_of` puts it back.
+// One instruction, which may lose a NaN.
 struct Larger {
   template <class V>
   V operator()(V a, V b) const {
     return a > b ? a : b;
+  }
+};
+
+struct Smaller {
+  template <class V>
+  V operator()(V a, V b) const {
+    return a < b ? a : b;
   }
 };
 
@@ -33,8 +40,8 @@ inline V every_other(V a, V b, std::integer_sequence<Index, i...>) {
 #ifdef __clang__
   return __builtin_shufflevector(a, b, from(i)...);
 #else
-  using A = std::remove_cvref_t<decltype(a[0])>;
-  return __builtin_shuffle(a, b, Vec<Lane<A>>{Lane<A>(from(i))...});
+  using Lane = std::conditional_t<lanes == 8, int64_t, int32_t>;
+  return __builtin_shuffle(a, b, Vec<Lane>{Lane(from(i))...});
 #endif
 }
 

@@ -42,4 +42,22 @@ void convolve(const Margin& m, const A* padded, Index planes, const A* weight, A
   }
 }
 
+// The gradient of the kernel, from that of the result on padded planes too.
+template <class A>
+void convolve_gradient(const Margin& m, const A* padded, Index planes, const A* grad, A* to) {
+  constexpr Index kMany = 4, lanes = kLanes<A>;
+  const Index n = (m.H - 1) * m.stride() + m.W;
+  for (Index k = 0; k < planes; ++k)
+    for (Index r = 0; r < m.side; ++r)
+      for (Index c = 0; c < m.side; c += kMany) {
+        const A* from = padded + k * m.plane() + r * m.stride() + c;
+        Vec<A> total[kMany] = {};
+        for (Index j = 0; j < n; j += lanes)
+          for (Index i = 0; i < kMany; ++i)
+            total[i] += widen(grad + m.first() + j) * widen(from + i + j);
+        for (Index i = 0; i < std::min(kMany, m.side - c); ++i)
+          to[(k * m.side + r) * m.side + c + i] = sum<A>(total[i]);
+      }
+}
+
 }  // namespace foveate

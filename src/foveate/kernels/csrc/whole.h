@@ -13,6 +13,10 @@ namespace foveate {
 // Some images of a map, and the threads there are for them.
 struct Images : Shape {
   Index threads;
+  // Where an element is.
+  Index index(Index b, Index c, Index p) const {
+    return last ? (b * N() + p) * C + c : (b * C + c) * N() + p;
+  }
 };
 
 // Bytes of images that one pass after another may find in a cache.
@@ -38,87 +42,132 @@ inline void each_block(const Shape& s, Index bytes, const F& f) {
       0, s.B, 1, [&](int64_t begin, int64_t end) { run(begin, end, most, 1); });
 }
 
-// The largest of values of which `at(i)` is one, and `found` the largest that is a number. If one
-// is no number neither is their sum, so that it is seldom that they must be looked through.
-template <class A, class F>
-inline A peak_of(A total, A found, Index n, const F& at) {
-  if (total == total) return found;
-  for (Index i = 0; i < n; ++i)
-    if (const A v = at(i); v != v) return v;
-  return found;
+// Rows read at once down the columns of one map; those to come are fetched meanwhile.
+constexpr Index kAhead = 8;
+
+// Calls f(first row, count) for a few rows at a time, most counts being constants, and `end` after
+// each kChunk of them.
+template <Index few, class F, class G>
+inline void each_chunk(Index rows, const F& f, const G& end) {
+  for (Index chunk = 0; chunk < rows; chunk += kChunk) {
+    const Index last = std::min(rows, chunk + kChunk);
+    Index i = chunk;
+    for (; i + few <= last; i += few) f(i, std::integral_constant<Index, few>{});
+    if (i < last) f(i, last - i);
+    end();
+  }
 }
 
-// Sums and largest values along rows, a vector of rows at a time: f(first, count, sums, peaks).
-// The values of row r are weighted by weight(r) where that is not null.
-template <class T, bool kPeak, class W, class F>
-inline void read_rows(const T* x, Index rows, Index n, const W& weight, const F& f) {
+// What is read along with the sum: nothing, the largest value, or that and its first place.
+enum Find { kNothing, kPeak, kPlace };
+
+// The largest of values of which `each(i)` is one, and `peak` the largest that is a number. If one
+// is no number neither is their sum, so that it is seldom that they must be looked through.
+template <class A, class F>
+inline void mend(A total, Index n, const F& each, A& peak, int32_t& at) {
+  if (total == total) return;
+  for (Index i = 0; i < n; ++i)
+    if (const A v = each(i); v != v) {
+      peak = v, at = i;
+      return;
+    }
+}
+
+template <class A>
+struct Found {
+  Vec<A> sum, peak;
+  int32_t at[kLanes<A>];
+};
+
+// What is read from each of at most a vector of rows, weighted where there are weights.
+template <class T, Find find>
+inline Found<Acc<T>> read_rows(const T* x, Index rows, Index n, const Acc<T>* weight) {
   using A = Acc<T>;
   constexpr Index lanes = kLanes<A>;
   constexpr A lowest = -std::numeric_limits<A>::infinity();
-  for (Index first = 0; first < rows; first += lanes) {
-    const Index count = std::min(lanes, rows - first);
-    Vec<A> sums[lanes] = {}, peaks[lanes] = {};
-    for (Index r = 0; r < count; ++r) {
-      const T* row = x + (first + r) * n;
-      const A* by = weight(first + r);
-      Vec<A> total[kTurns] = {}, top[kTurns];
-      std::fill_n(top, kTurns, splat(lowest));
-      each_turn<A>(n, [&](const auto& s, auto turn) {
-        Vec<A> v = load(row, s);
-        if (by) v *= load(by, s);
-        total[turn] += masked<A>(v, s, A(0));
-        if constexpr (kPeak) top[turn] = Larger{}(masked<A>(v, s, lowest), top[turn]);
-      });
-      sums[r] = (total[0] + total[1]) + (total[2] + total[3]);
-      if constexpr (kPeak) peaks[r] = Larger{}(Larger{}(top[0], top[1]), Larger{}(top[2], top[3]));
-    }
-    const Vec<A> total = fold_each<A>(sums, Add{});
-    Vec<A> peak = {};
-    if constexpr (kPeak) {
-      peak = fold_each<A>(peaks, Larger{});
-      for (Index r = 0; r < count; ++r)
-        peak[r] = peak_of(total[r], peak[r], n, [&](Index i) {
-          const A* by = weight(first + r);
-          return value(x + (first + r) * n + i) * (by ? by[i] : A(1));
-        });
-    }
-    f(first, count, total, peak);
+  Vec<A> sums[lanes] = {}, peaks[lanes] = {}, tops[lanes][kTurns];
+  Vec<Lane<A>> places[lanes][kTurns];
+  for (Index r = 0; r < rows; ++r) {
+    const T* row = x + r * n;
+    Vec<A> total[kTurns] = {}, top[kTurns];
+    Vec<Lane<A>> place[kTurns] = {};
+    for (Index t = 0; t < kTurns; ++t) top[t] = splat(lowest);
+    each_turn<A>(n, [&](const auto& s, auto turn) {
+      Vec<A> v = load(row, s);
+      if (weight) v *= load(weight, s);
+      total[turn] += masked<A>(v, s, A(0));
+      if constexpr (find == kNothing) return;
+      v = masked<A>(v, s, lowest);
+      if constexpr (find == kPlace) place[turn] = v > top[turn] ? iota<A>() + Lane<A>(s.at) : place[turn];
+      top[turn] = Larger{}(v, top[turn]);
+    });
+    sums[r] = (total[0] + total[1]) + (total[2] + total[3]);
+    if constexpr (find != kNothing)
+      peaks[r] = Larger{}(Larger{}(top[0], top[1]), Larger{}(top[2], top[3]));
+    if constexpr (find == kPlace)
+      for (Index t = 0; t < kTurns; ++t) tops[r][t] = top[t], places[r][t] = place[t];
   }
+  Found<A> found{fold_each<A>(sums, Add{}), {}, {}};
+  if constexpr (find == kNothing) return found;
+  found.peak = fold_each<A>(peaks, Larger{});
+  if constexpr (find == kPlace) {
+    Vec<Lane<A>> first[lanes] = {};
+    for (Index r = 0; r < rows; ++r) {
+      first[r] = splat(std::numeric_limits<Lane<A>>::max());
+      for (Index t = 0; t < kTurns; ++t)
+        first[r] = Smaller{}(tops[r][t] == splat(found.peak[r]) ? places[r][t] : first[r], first[r]);
+    }
+    const auto at = fold_each<Lane<A>>(first, Smaller{});
+    // Lanes of nothing but the lowest value have no place of their own.
+    for (Index r = 0; r < rows; ++r) found.at[r] = found.peak[r] == lowest ? 0 : at[r];
+  }
+  for (Index r = 0; r < rows; ++r) {
+    A peak = found.peak[r];
+    mend(found.sum[r], n, [&](Index i) {
+      return value(x + r * n + i) * (weight ? weight[i] : A(1));
+    }, peak, found.at[r]);
+    found.peak[r] = peak;
+  }
+  return found;
 }
 
-// The same down the columns of a matrix, each row weighted by its value where there are any.
-template <class T, bool kPeak, class F>
+// The same down the columns of a matrix, each row weighted by one value: f(column, sum, peak, at).
+template <class T, Find find, class F>
 inline void read_columns(const Matrix<T>& m, const Acc<T>* weight, const F& f) {
   using A = Acc<T>;
-  constexpr Index kGroup = 8;
   const Index room = (m.columns / kLanes<A> + 1) * kLanes<A>;
   std::vector<A> total(room), part(room), peak(room, -std::numeric_limits<A>::infinity());
+  std::vector<Lane<A>> place(find == kPlace ? room : 0);
   const auto add = [&](Index i, auto count) {
     each_slot<A>(m.columns, [&](const auto& slice, Index at) {
       Vec<A> sums = widen(part.data() + at), top = widen(peak.data() + at);
+      Vec<Lane<A>> first = {};
+      if constexpr (find == kPlace) std::memcpy(&first, place.data() + at, sizeof first);
       for (Index r = i; r < i + count; ++r) {
-        __builtin_prefetch(m.x + (r + kGroup) * m.stride + slice.at);
+        __builtin_prefetch(m.x + (r + kAhead) * m.stride + slice.at);
         Vec<A> v = load(m.x + r * m.stride, slice);
         if (weight) v *= weight[r];
         sums += v;
-        if constexpr (kPeak) top = Larger{}(v, top);
+        if constexpr (find == kPlace) first = v > top ? splat<Lane<A>>(r) : first;
+        if constexpr (find != kNothing) top = Larger{}(v, top);
       }
       narrow(part.data() + at, sums);
-      if constexpr (kPeak) narrow(peak.data() + at, top);
+      if constexpr (find != kNothing) narrow(peak.data() + at, top);
+      if constexpr (find == kPlace) std::memcpy(place.data() + at, &first, sizeof first);
     });
   };
-  for (Index chunk = 0; chunk < m.rows; chunk += kChunk) {
-    const Index end = std::min(m.rows, chunk + kChunk);
-    Index i = chunk;
-    for (; i + kGroup <= end; i += kGroup) add(i, std::integral_constant<Index, kGroup>{});
-    if (i < end) add(i, end - i);
+  each_chunk<kAhead>(m.rows, add, [&] {
     for (Index j = 0; j < room; ++j) total[j] += part[j], part[j] = 0;
-  }
+  });
   for (Index j = 0; j < m.columns; ++j) {
-    const A sum = total[slot<A>(j, m.columns)], top = peak[slot<A>(j, m.columns)];
-    f(j, sum, peak_of(sum, top, kPeak ? m.rows : 0, [&](Index i) {
+    const Index from = slot<A>(j, m.columns);
+    A top = peak[from];
+    int32_t at = find == kPlace ? place[from] : 0;
+    if constexpr (find != kNothing)
+      mend(total[from], m.rows, [&](Index i) {
         return value(m.x + i * m.stride + j) * (weight ? weight[i] : A(1));
-      }));
+      }, top, at);
+    f(j, total[from], top, at);
   }
 }
 
@@ -129,60 +178,53 @@ inline Index read_width(const Images& s, Index columns) {
   return std::min({columns, kMost, std::max<Index>(32, wanted)});
 }
 
-// Mean, and where asked largest value, of each channel.
-template <class T, bool kPeak>
-void read_positions(const T* x, const Images& s, Acc<T>* mean, Acc<T>* peak) {
+// Of each channel the mean, and where asked the largest value and its place: (B, 1 or 2, C).
+template <class T, Find find>
+void read_positions(const T* x, const Images& s, Acc<T>* to, int32_t* places) {
   using A = Acc<T>;
-  const Index N = s.N();
-  if (!s.last) {
-    constexpr Index lanes = kLanes<A>;
-    const Index planes = s.B * s.C;
-    return parallel((planes + lanes - 1) / lanes, lanes * N, [&](Index i) {
-      const Index plane = i * lanes;
-      read_rows<T, kPeak>(
-          x + plane * N, std::min(lanes, planes - plane), N, [](Index) { return nullptr; },
-          [&](Index, Index count, Vec<A> sums, Vec<A> peaks) {
-            store(mean + plane, sums / A(N), Slice<A>{0, 0, count});
-            if (kPeak) store(peak + plane, peaks, Slice<A>{0, 0, count});
-          });
-    });
-  }
-  const Index width = read_width(s, s.C), tiles = (s.C + width - 1) / width;
+  constexpr Index lanes = kLanes<A>, each = find == kNothing ? 1 : 2;
+  const Index N = s.N(), width = s.last ? read_width(s, s.C) : lanes;
+  const Index tiles = (s.C + width - 1) / width;
   parallel(s.B * tiles, N * width, [&](Index i) {
     const Index b = i / tiles, c = i % tiles * width, n = std::min(width, s.C - c);
-    read_columns<T, kPeak>({x + b * N * s.C + c, N, n, s.C}, nullptr, [&](Index j, A total, A top) {
-      mean[b * s.C + c + j] = total / N;
-      if (kPeak) peak[b * s.C + c + j] = top;
-    });
+    A *mean = to + b * each * s.C + c, *peak = mean + s.C;
+    int32_t* at = places + b * s.C + c;
+    if (s.last)
+      return read_columns<T, find>(
+          {x + b * N * s.C + c, N, n, s.C}, nullptr, [&](Index j, A total, A top, int32_t where) {
+            mean[j] = total / N;
+            if constexpr (find != kNothing) peak[j] = top;
+            if constexpr (find == kPlace) at[j] = where;
+          });
+    const auto found = read_rows<T, find>(x + (b * s.C + c) * N, n, N, nullptr);
+    store(mean, found.sum / A(N), Slice<A>{0, 0, n});
+    if constexpr (find != kNothing) store(peak, found.peak, Slice<A>{0, 0, n});
+    if constexpr (find == kPlace) std::copy_n(found.at, n, at);
   });
 }
 
-// Largest value and mean over the channels of the map times a gate, (B, 2, H, W).
-template <class T>
-void read_channels(const T* x, const Images& s, const Acc<T>* gate, Acc<T>* to) {
+// Largest value, and where asked its place, and mean over the channels of the map times a gate:
+// (B, 2, H, W).
+template <class T, Find find>
+void read_channels(const T* x, const Images& s, const Acc<T>* gate, Acc<T>* to, int32_t* places) {
   using A = Acc<T>;
-  const Index N = s.N();
-  if (s.last) {
-    constexpr Index lanes = kLanes<A>;
-    const Index tiles = (N + lanes - 1) / lanes;
-    return parallel(s.B * tiles, lanes * s.C, [&](Index i) {
-      const Index b = i / tiles, p = i % tiles * lanes;
-      A* peak = to + b * 2 * N + p;
-      read_rows<T, true>(
-          x + (b * N + p) * s.C, std::min(lanes, N - p), s.C,
-          [&](Index) { return gate + b * s.C; },
-          [&](Index, Index count, Vec<A> sums, Vec<A> peaks) {
-            store(peak, peaks, Slice<A>{0, 0, count});
-            store(peak + N, sums / A(s.C), Slice<A>{0, 0, count});
-          });
-    });
-  }
-  const Index width = read_width(s, N), tiles = (N + width - 1) / width;
+  const Index N = s.N(), width = s.last ? kLanes<A> : read_width(s, N);
+  const Index tiles = (N + width - 1) / width;
   parallel(s.B * tiles, s.C * width, [&](Index i) {
     const Index b = i / tiles, p = i % tiles * width, n = std::min(width, N - p);
-    A* peak = to + b * 2 * N + p;
-    read_columns<T, true>({x + b * s.C * N + p, s.C, n, N}, gate + b * s.C,
-                          [&](Index j, A total, A top) { peak[j] = top, peak[N + j] = total / s.C; });
+    A *peak = to + b * 2 * N + p, *mean = peak + N;
+    int32_t* at = places + b * N + p;
+    if (!s.last)
+      return read_columns<T, find>(
+          {x + b * s.C * N + p, s.C, n, N}, gate + b * s.C,
+          [&](Index j, A total, A top, int32_t where) {
+            peak[j] = top, mean[j] = total / s.C;
+            if constexpr (find == kPlace) at[j] = where;
+          });
+    const auto found = read_rows<T, find>(x + (b * N + p) * s.C, n, s.C, gate + b * s.C);
+    store(peak, found.peak, Slice<A>{0, 0, n});
+    store(mean, found.sum / A(s.C), Slice<A>{0, 0, n});
+    if constexpr (find == kPlace) std::copy_n(found.at, n, at);
   });
 }
 
