@@ -24,8 +24,7 @@ constexpr Index kPositions = 4, kPlanes = 2;
 // Sums of columns: f(row, slice) gives what to add up, and the sums go to `to`.
 template <class A, Index few, class F>
 inline void sum_columns(Index rows, Index columns, const F& f, A* to) {
-  const Index room = (columns / kLanes<A> + 1) * kLanes<A>;
-  std::vector<A> total(room), part(room);
+  Room<A> total(columns), part(columns);
   const auto add = [&](Index i, auto count) {
     each_slot<A>(columns, [&](const auto& slice, Index at) {
       Vec<A> sums = widen(part.data() + at);
@@ -34,7 +33,7 @@ inline void sum_columns(Index rows, Index columns, const F& f, A* to) {
     });
   };
   each_chunk<few>(rows, add, [&] {
-    for (Index j = 0; j < room; ++j) total[j] += part[j], part[j] = 0;
+    for (Index j = 0; j < total.stride; ++j) total[j] += part[j], part[j] = 0;
   });
   for (Index j = 0; j < columns; ++j) to[j] = total[slot<A>(j, columns)];
 }
@@ -49,6 +48,7 @@ void dot_channels(const T* x, const T* g, const Images& s, const Acc<T>* gate, A
     const Index b = i / tiles, p = i % tiles * width, n = std::min(width, N - p);
     const A* by = gate + b * s.C;
     const Index stride = s.last ? s.C : N, at = s.last ? (b * N + p) * s.C : b * s.C * N + p;
+    const Index ahead = rows_ahead<T>(kPlanes, stride);
     const T *xs = x + at, *gs = g + at;
     if (s.last) {
       const Vec<A> sums = sum_rows<A>(n, s.C, [&](Index r, const auto& i) {
@@ -59,8 +59,8 @@ void dot_channels(const T* x, const T* g, const Images& s, const Acc<T>* gate, A
     sum_columns<A, kPlanes>(
         s.C, n,
         [&](Index r, const auto& i) {
-          __builtin_prefetch(xs + (r + kPlanes) * stride + i.at);
-          __builtin_prefetch(gs + (r + kPlanes) * stride + i.at);
+          __builtin_prefetch(xs + (r + ahead) * stride + i.at);
+          __builtin_prefetch(gs + (r + ahead) * stride + i.at);
           return load(xs + r * stride, i) * load(gs + r * stride, i) * by[r];
         },
         to + b * N + p);
@@ -83,6 +83,7 @@ void dot_positions(const T* x, const T* g, const Images& s, const Positions<Acc<
   parallel(s.B * tiles, N * width, [&](Index i) {
     const Index b = i / tiles, c = i % tiles * width, n = std::min(width, s.C - c);
     const Index stride = s.last ? s.C : N, at = s.last ? b * N * s.C + c : (b * s.C + c) * N;
+    const Index ahead = rows_ahead<T>(kPositions, stride);
     const T *xs = x + at, *gs = g + at;
     const A *gate = by.gate + b * N, *plus = by.plus + b * N;
     if (!s.last) {
@@ -96,8 +97,8 @@ void dot_positions(const T* x, const T* g, const Images& s, const Positions<Acc<
     sum_columns<A, kPositions>(
         N, n,
         [&](Index r, const auto& i) {
-          __builtin_prefetch(xs + (r + kPositions) * stride + i.at);
-          __builtin_prefetch(gs + (r + kPositions) * stride + i.at);
+          __builtin_prefetch(xs + (r + ahead) * stride + i.at);
+          __builtin_prefetch(gs + (r + ahead) * stride + i.at);
           Vec<A> v = load(gs + r * stride, i);
           if (by.gate) v = v * gate[r] + plus[r];
           return v * load(xs + r * stride, i);

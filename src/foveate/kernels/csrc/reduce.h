@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <vector>
 
 #include "vec.h"
 
@@ -139,6 +140,32 @@ inline void each_slot(Index columns, const F& f) {
     at += kLanes<A>;
   });
 }
+
+// How many rows ahead to fetch when `few` are read at once: 4096 bytes at least.
+template <class T>
+inline Index rows_ahead(Index few, Index stride) {
+  return std::max<Index>(few, 4096 / (stride * sizeof(T)));
+}
+
+// Accumulators for that many columns, in whole lines of the cache.
+template <class A>
+class Room {
+ public:
+  explicit Room(Index columns, Index times = 1, A value = 0)
+      : stride((columns + kLanes<A> - 1) / kLanes<A> * kLanes<A>) {
+    lines_.resize(stride / kLanes<A> * times);
+    std::fill_n(data(), stride * times, value);
+  }
+  A* data() { return lines_.data()->values; }
+  A& operator[](Index i) { return data()[i]; }
+  const Index stride;
+
+ private:
+  struct alignas(64) Line {
+    A values[kLanes<A>];
+  };
+  std::vector<Line> lines_;
+};
 
 // Calls f(first row, count) with the rows in groups: the count of all but the last is a constant.
 template <class F>

@@ -110,12 +110,12 @@ void strip_plane(const Strips<T>& f, const Shape& s, Index plane) {
   finish(f.columns + file, f.column_scale, s.W);
 }
 
-// The same for n adjacent channels of one image, from channel c on.
-template <class T, bool kPeaks>
+// The same, sums and peaks without gates, for n adjacent channels of one image, from channel c on.
+template <class T>
 void strip_channels(const Strips<T>& f, const Shape& s, Index b, Index c, Index n) {
   using A = Acc<T>;
   const auto part = [](const Peaks<A>& p, Index i) {
-    return Peaks<A>{kPeaks ? p.value + i : nullptr, p.at + i};
+    return Peaks<A>{p.value + i, p.at + i};
   };
   for (Index w = 0; w < s.W; ++w) {
     const Index file = (b * s.W + w) * s.C + c;
@@ -127,14 +127,11 @@ void strip_channels(const Strips<T>& f, const Shape& s, Index b, Index c, Index 
     for (Index w = 0; w < s.W; ++w) {
       const Index file = (b * s.W + w) * s.C + c, at = ((b * s.H + h) * s.W + w) * s.C + c;
       each_slice<A>(n, [&](const auto& slice) {
-        Vec<A> v = load(f.x + at, slice);
-        if (f.other) v *= load(f.other + at, slice);
-        add<A>(f.rows + line, slice, f.column_gate ? v * load(f.column_gate + file, slice) : v);
-        add<A>(f.columns + file, slice, f.row_gate ? v * load(f.row_gate + line, slice) : v);
-        if constexpr (kPeaks) {
-          raise<A>(f.row_peaks, line, slice, v, w);
-          raise<A>(f.column_peaks, file, slice, v, h);
-        }
+        const Vec<A> v = load(f.x + at, slice);
+        add<A>(f.rows + line, slice, v);
+        add<A>(f.columns + file, slice, v);
+        raise<A>(f.row_peaks, line, slice, v, w);
+        raise<A>(f.column_peaks, file, slice, v, h);
       });
     }
     finish(f.rows + line, f.row_scale, n);
@@ -143,16 +140,66 @@ void strip_channels(const Strips<T>& f, const Shape& s, Index b, Index c, Index 
     finish(f.columns + (b * s.W + w) * s.C + c, f.column_scale, n);
 }
 
+// The sums of adjacent channels, without peaks. The sums of the columns are put side by side while
+// they grow: in the result they may lie 4096 bytes apart, where they push each other out of the
+// first cache.
+template <class T, bool kDot>
+void strip_tile(const Strips<T>& f, const Shape& s, Index b, Index c, Index n) {
+  using A = Acc<T>;
+  constexpr Index kMany = 4;
+  Room<A> rows(n), columns(n, s.W);
+  const Index ahead = rows_ahead<T>(kMany, s.C) * s.C;
+  for (Index h = 0; h < s.H; ++h) {
+    const Index line = (b * s.H + h) * s.C + c;
+    const auto read = [&](Index first, auto count) {
+      const Index at = ((b * s.H + h) * s.W + first) * s.C + c, file = (b * s.W + first) * s.C + c;
+      each_slot<A>(n, [&](const auto& slice, Index slot) {
+        Vec<A> total = widen(rows.data() + slot);
+        const Vec<A> gate = kDot && f.row_gate ? load(f.row_gate + line, slice) : splat(A(1));
+        for (Index w = 0; w < count; ++w) {
+          const Index here = at + w * s.C;
+          __builtin_prefetch(f.x + here + ahead + slice.at);
+          Vec<A> v = load(f.x + here, slice);
+          if constexpr (kDot) {
+            __builtin_prefetch(f.other + here + ahead + slice.at);
+            v *= load(f.other + here, slice);
+          }
+          A* column = columns.data() + (first + w) * columns.stride + slot;
+          narrow(column, widen(column) + (kDot ? v * gate : v));
+          total += kDot && f.column_gate ? v * load(f.column_gate + file + w * s.C, slice) : v;
+        }
+        narrow(rows.data() + slot, total);
+      });
+    };
+    Index w = 0;
+    for (; w + kMany <= s.W; w += kMany) read(w, std::integral_constant<Index, kMany>{});
+    if (w < s.W) read(w, s.W - w);
+    each_slot<A>(n, [&](const auto& slice, Index slot) {
+      store(f.rows + line, widen(rows.data() + slot) * f.row_scale, slice);
+    });
+    std::fill_n(rows.data(), rows.stride, A(0));
+  }
+  for (Index w = 0; w < s.W; ++w)
+    each_slot<A>(n, [&](const auto& slice, Index slot) {
+      const Vec<A> sums = widen(columns.data() + w * columns.stride + slot);
+      store(f.columns + (b * s.W + w) * s.C + c, sums * f.column_scale, slice);
+    });
+}
+
 template <class T, bool kPeaks>
 void strips(const Strips<T>& f, const Shape& s) {
   if (!s.last && s.W < kLanes<Acc<T>>)
     return parallel(s.B * s.C, s.N(), [&](Index plane) { strip_narrow_plane<T>(f, s, plane); });
   if (!s.last)
     return parallel(s.B * s.C, s.N(), [&](Index plane) { strip_plane<T, kPeaks>(f, s, plane); });
-  const Index width = tile_width(s.B, s.C, 64), tiles = (s.C + width - 1) / width;
+  constexpr Index kSums = 1 << 13;  // of columns, to be kept in the first cache
+  const Index most = kPeaks ? 64 : std::max<Index>(64, kSums / s.W / 16 * 16);
+  const Index width = tile_width(s.B, s.C, most), tiles = (s.C + width - 1) / width;
   parallel(s.B * tiles, s.N() * width, [&](Index i) {
-    const Index c = i % tiles * width;
-    strip_channels<T, kPeaks>(f, s, i / tiles, c, std::min(width, s.C - c));
+    const Index c = i % tiles * width, n = std::min(width, s.C - c);
+    if constexpr (kPeaks) strip_channels<T>(f, s, i / tiles, c, n);
+    else if (f.other) strip_tile<T, true>(f, s, i / tiles, c, n);
+    else strip_tile<T, false>(f, s, i / tiles, c, n);
   });
 }
 

@@ -135,16 +135,17 @@ inline Found<Acc<T>> read_rows(const T* x, Index rows, Index n, const Acc<T>* we
 template <class T, Find find, class F>
 inline void read_columns(const Matrix<T>& m, const Acc<T>* weight, const F& f) {
   using A = Acc<T>;
-  const Index room = (m.columns / kLanes<A> + 1) * kLanes<A>;
-  std::vector<A> total(room), part(room), peak(room, -std::numeric_limits<A>::infinity());
-  std::vector<Lane<A>> place(find == kPlace ? room : 0);
+  Room<A> total(m.columns), part(m.columns);
+  Room<A> peak(m.columns, 1, -std::numeric_limits<A>::infinity());
+  std::vector<Lane<A>> place(find == kPlace ? total.stride : 0);
+  const Index ahead = rows_ahead<T>(kAhead, m.stride);
   const auto add = [&](Index i, auto count) {
     each_slot<A>(m.columns, [&](const auto& slice, Index at) {
       Vec<A> sums = widen(part.data() + at), top = widen(peak.data() + at);
       Vec<Lane<A>> first = {};
       if constexpr (find == kPlace) std::memcpy(&first, place.data() + at, sizeof first);
       for (Index r = i; r < i + count; ++r) {
-        __builtin_prefetch(m.x + (r + kAhead) * m.stride + slice.at);
+        __builtin_prefetch(m.x + (r + ahead) * m.stride + slice.at);
         Vec<A> v = load(m.x + r * m.stride, slice);
         if (weight) v *= weight[r];
         sums += v;
@@ -157,7 +158,7 @@ inline void read_columns(const Matrix<T>& m, const Acc<T>* weight, const F& f) {
     });
   };
   each_chunk<kAhead>(m.rows, add, [&] {
-    for (Index j = 0; j < room; ++j) total[j] += part[j], part[j] = 0;
+    for (Index j = 0; j < total.stride; ++j) total[j] += part[j], part[j] = 0;
   });
   for (Index j = 0; j < m.columns; ++j) {
     const Index from = slot<A>(j, m.columns);
