@@ -326,3 +326,14 @@ def test_the_identity_form_changes_no_bit() -> None:
         x = values(3, 32, 9, 7, dtype=torch.float32)
         x[:, :, 0, 0] = -0.0
         assert torch.equal(module.whole(x).view(torch.int32), x.view(torch.int32))
+
+
+@both_formats
+def test_means_of_large_planes_are_precise(layout: torch.memory_format) -> None:
+    module = module_of("se", 4)
+    x = torch.full((1, 4, 1100, 900), 0.1).to(memory_format=layout)
+    kept = torch.empty(2 * 4 + 1)
+    weights = (module.fc1.weight, module.fc1.bias, module.fc2.weight, module.fc2.bias)
+    backend = kernels.serving(x.device)
+    backend.squeeze(x, *weights, None, torch.empty_like(x), kept)
+    torch.testing.assert_close(kept[:4], torch.full((4,), 0.1), rtol=4e-6, atol=0)

@@ -96,7 +96,8 @@ void cbam(Tensor x, Tensor w1, Optional b1, Tensor w2, Optional b2, Tensor kerne
 STABLE_TORCH_LIBRARY_FRAGMENT(foveate_cpu, m) {
   m.def(
       "cbam(Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, Tensor kernel, Tensor? mean, "
-      "Tensor? var, Tensor? weight, Tensor? bias, float eps, Tensor? strength, Tensor(a!) y) -> ()");
+      "Tensor? var, Tensor? weight, Tensor? bias, float eps, Tensor? strength, Tensor(a!) y) "
+      "-> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(foveate_cpu, CPU, m) { m.impl("cbam", TORCH_BOX(&foveate::cbam)); }

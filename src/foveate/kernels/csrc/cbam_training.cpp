@@ -136,9 +136,11 @@ void cbam_forward(Tensor x, Tensor w1, Optional b1, Tensor w2, Optional b2, Tens
     each_block(all, sizeof(T), [&](const Images& s, Index b) {
       read(in<T>(x) + b * s.C * N, s, b, of, kept);
     });
-    if (mean) kept.norm[0] = value(in<T>(*mean)), kept.norm[1] = 1 / std::sqrt(value(in<T>(*var)) + A(eps));
-    else if (weight) normalise(kept.logits, all.B * N, A(eps), kept.norm);
-    else kept.norm[0] = 0, kept.norm[1] = 1;
+    A* norm = kept.norm;
+    if (mean)
+      norm[0] = value(in<T>(*mean)), norm[1] = 1 / std::sqrt(value(in<T>(*var)) + A(eps));
+    else if (weight) normalise(kept.logits, all.B * N, A(eps), norm);
+    else norm[0] = 0, norm[1] = 1;
     each_block(all, sizeof(T), [&](const Images& s, Index b) {
       std::vector<A> channel(s.B * s.C), spatial(s.B * N), acting(s.B * N);
       temper_all(kept.gates + b * s.C, s.B * s.C, of.temper, channel.data());
@@ -181,7 +183,9 @@ void cbam_backward(Tensor x, Tensor grad, Tensor values, Tensor places, Tensor w
         });
       });
     });
-    const auto total = [](const std::vector<A>& v) { return std::accumulate(v.begin(), v.end(), A(0)); };
+    const auto total = [](const std::vector<A>& v) {
+      return std::accumulate(v.begin(), v.end(), A(0));
+    };
     const A of_bias = total(sums), of_weight = total(scaled);
     const A mean = batch ? of_bias / (B * N) : A(0), part = batch ? of_weight / (B * N) : A(0);
 

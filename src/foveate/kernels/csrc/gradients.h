@@ -11,8 +11,9 @@ inline Vec<A> sum_rows(Index rows, Index n, const F& f) {
   Vec<A> sums[kLanes<A>] = {};
   for (Index r = 0; r < rows; ++r) {
     Vec<A> part[kTurns] = {};
-    each_turn<A>(n, [&](const auto& s, auto turn) { part[turn] += masked<A>(f(r, s), s, A(0)); });
-    sums[r] = (part[0] + part[1]) + (part[2] + part[3]);
+    each_part<A>(
+        n, [&](const auto& s, auto turn) { part[turn] += masked<A>(f(r, s), s, A(0)); },
+        [&] { put_away<A>(part, sums[r]); });
   }
   return fold_each<A>(sums, Add{});
 }
@@ -24,7 +25,7 @@ constexpr Index kPositions = 4, kPlanes = 2;
 // Sums of columns: f(row, slice) gives what to add up, and the sums go to `to`.
 template <class A, Index few, class F>
 inline void sum_columns(Index rows, Index columns, const F& f, A* to) {
-  Room<A> total(columns), part(columns);
+  Room<A> total(columns), some(columns), part(columns);
   const auto add = [&](Index i, auto count) {
     each_slot<A>(columns, [&](const auto& slice, Index at) {
       Vec<A> sums = widen(part.data() + at);
@@ -32,8 +33,9 @@ inline void sum_columns(Index rows, Index columns, const F& f, A* to) {
       narrow(part.data() + at, sums);
     });
   };
-  each_chunk<few>(rows, add, [&] {
-    for (Index j = 0; j < total.stride; ++j) total[j] += part[j], part[j] = 0;
+  each_chunk<few>(rows, add, [&](bool many) {
+    for (Index j = 0; j < total.stride; ++j) some[j] += part[j], part[j] = 0;
+    for (Index j = 0; many && j < total.stride; ++j) total[j] += some[j], some[j] = 0;
   });
   for (Index j = 0; j < columns; ++j) to[j] = total[slot<A>(j, columns)];
 }
@@ -121,7 +123,8 @@ void spread(const T* g, const Shape& s, const Acc<T>* channel, const Positions<A
     for (Index r = first; r < std::min(rows, first + kRows); ++r) {
       const Index row = b * rows + r;
       if (s.last) {
-        const Vec<A> times = splat(by.gate ? gate[r] : A(1)), more = splat(by.gate ? plus[r] : A(0));
+        const Vec<A> times = splat(by.gate ? gate[r] : A(1));
+        const Vec<A> more = splat(by.gate ? plus[r] : A(0));
         each_slice<A>(n, [&](const auto& i) {
           const Vec<A> v = load(g + row * n, i) * times + more;
           store(to + row * n, v * load(channel + b * s.C, i) + load(add + b * s.C, i), i);

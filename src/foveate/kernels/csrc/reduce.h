@@ -52,22 +52,35 @@ inline void merge(Vec<A>& m, Vec<Lane<A>>& at, Vec<A> v, Vec<Lane<A>> from) {
   at = better ? from : at;
 }
 
-// Sums of one row: f(slice) gives what to add up. Long rows are summed in blocks.
-template <class A, class F>
-inline A sum_row(Index n, const F& f) {
+template <class A>
+inline void put_away(Vec<A>* part, Vec<A>& total) {
+  total += (part[0] + part[1]) + (part[2] + part[3]);
+  for (Index t = 0; t < kTurns; ++t) part[t] = Vec<A>{};
+}
+
+// As each_turn for long rows: calls `end` after each block of them, so that sums can be put away.
+template <class A, class F, class G>
+inline void each_part(Index n, const F& f, const G& end) {
   constexpr Index block = kChunk * kTurns * kLanes<A>;
-  Vec<A> total = {};
   for (Index first = 0; first < n; first += block) {
-    Vec<A> part[kTurns] = {};
     // A block of less than a vector, behind others, would have nothing to overlap with.
     const Index left = n - first, count = left < block + kLanes<A> ? left : block;
     each_turn<A>(count, [&](auto s, auto turn) {
       s.at += first;
-      part[turn] += masked<A>(f(s), s, A(0));
+      f(s, turn);
     });
-    total += (part[0] + part[1]) + (part[2] + part[3]);
+    end();
     if (count == left) break;
   }
+}
+
+// Sums of one row: f(slice) gives what to add up. Long rows are summed in blocks.
+template <class A, class F>
+inline A sum_row(Index n, const F& f) {
+  Vec<A> total = {}, part[kTurns] = {};
+  each_part<A>(
+      n, [&](const auto& s, auto turn) { part[turn] += masked<A>(f(s), s, A(0)); },
+      [&] { put_away<A>(part, total); });
   return sum<A>(total);
 }
 

@@ -153,8 +153,9 @@ void neighbours_backward(Tensor x, Tensor grad, Tensor values, Tensor kernel, Op
         slide(slopes, C, side, turned, of_means.data() + (at + b) * C);
         for (Index k = 0; k < side; ++k) {
           const Index by = k - side / 2, from = std::max<Index>(0, -by);
+          const Index end = std::max(from, std::min(C, C - by));
           of_kernel[(at + b) * side + k] =
-              std::inner_product(slopes + from, slopes + std::max(from, std::min(C, C - by)), means + from + by, A(0));
+              std::inner_product(slopes + from, slopes + end, means + from + by, A(0));
         }
       }
       return of_means.data() + at * C;

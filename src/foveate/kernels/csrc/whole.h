@@ -46,7 +46,7 @@ inline void each_block(const Shape& s, Index bytes, const F& f) {
 constexpr Index kAhead = 8;
 
 // Calls f(first row, count) for a few rows at a time, most counts being constants, and `end` after
-// each kChunk of them.
+// each kChunk of them, with whether it is time to put away the sums of so many of those.
 template <Index few, class F, class G>
 inline void each_chunk(Index rows, const F& f, const G& end) {
   for (Index chunk = 0; chunk < rows; chunk += kChunk) {
@@ -54,7 +54,7 @@ inline void each_chunk(Index rows, const F& f, const G& end) {
     Index i = chunk;
     for (; i + few <= last; i += few) f(i, std::integral_constant<Index, few>{});
     if (i < last) f(i, last - i);
-    end();
+    end(last == rows || chunk / kChunk % kChunk == kChunk - 1);
   }
 }
 
@@ -89,19 +89,22 @@ inline Found<Acc<T>> read_rows(const T* x, Index rows, Index n, const Acc<T>* we
   Vec<Lane<A>> places[lanes][kTurns];
   for (Index r = 0; r < rows; ++r) {
     const T* row = x + r * n;
-    Vec<A> total[kTurns] = {}, top[kTurns];
+    Vec<A> part[kTurns] = {}, top[kTurns];
     Vec<Lane<A>> place[kTurns] = {};
     for (Index t = 0; t < kTurns; ++t) top[t] = splat(lowest);
-    each_turn<A>(n, [&](const auto& s, auto turn) {
+    const auto read = [&](const auto& s, auto turn) {
       Vec<A> v = load(row, s);
       if (weight) v *= load(weight, s);
-      total[turn] += masked<A>(v, s, A(0));
+      part[turn] += masked<A>(v, s, A(0));
       if constexpr (find == kNothing) return;
       v = masked<A>(v, s, lowest);
-      if constexpr (find == kPlace) place[turn] = v > top[turn] ? iota<A>() + Lane<A>(s.at) : place[turn];
+      if constexpr (find == kPlace) {
+        const auto better = v > top[turn];
+        place[turn] = better ? iota<A>() + Lane<A>(s.at) : place[turn];
+      }
       top[turn] = Larger{}(v, top[turn]);
-    });
-    sums[r] = (total[0] + total[1]) + (total[2] + total[3]);
+    };
+    each_part<A>(n, read, [&] { put_away<A>(part, sums[r]); });
     if constexpr (find != kNothing)
       peaks[r] = Larger{}(Larger{}(top[0], top[1]), Larger{}(top[2], top[3]));
     if constexpr (find == kPlace)
@@ -113,9 +116,10 @@ inline Found<Acc<T>> read_rows(const T* x, Index rows, Index n, const Acc<T>* we
   if constexpr (find == kPlace) {
     Vec<Lane<A>> first[lanes] = {};
     for (Index r = 0; r < rows; ++r) {
+      const Vec<A> highest = splat(found.peak[r]);
       first[r] = splat(std::numeric_limits<Lane<A>>::max());
       for (Index t = 0; t < kTurns; ++t)
-        first[r] = Smaller{}(tops[r][t] == splat(found.peak[r]) ? places[r][t] : first[r], first[r]);
+        first[r] = Smaller{}(tops[r][t] == highest ? places[r][t] : first[r], first[r]);
     }
     const auto at = fold_each<Lane<A>>(first, Smaller{});
     // Lanes of nothing but the lowest value have no place of their own.
@@ -135,7 +139,7 @@ inline Found<Acc<T>> read_rows(const T* x, Index rows, Index n, const Acc<T>* we
 template <class T, Find find, class F>
 inline void read_columns(const Matrix<T>& m, const Acc<T>* weight, const F& f) {
   using A = Acc<T>;
-  Room<A> total(m.columns), part(m.columns);
+  Room<A> total(m.columns), some(m.columns), part(m.columns);
   Room<A> peak(m.columns, 1, -std::numeric_limits<A>::infinity());
   std::vector<Lane<A>> place(find == kPlace ? total.stride : 0);
   const Index ahead = rows_ahead<T>(kAhead, m.stride);
@@ -157,8 +161,9 @@ inline void read_columns(const Matrix<T>& m, const Acc<T>* weight, const F& f) {
       if constexpr (find == kPlace) std::memcpy(place.data() + at, &first, sizeof first);
     });
   };
-  each_chunk<kAhead>(m.rows, add, [&] {
-    for (Index j = 0; j < total.stride; ++j) total[j] += part[j], part[j] = 0;
+  each_chunk<kAhead>(m.rows, add, [&](bool many) {
+    for (Index j = 0; j < total.stride; ++j) some[j] += part[j], part[j] = 0;
+    for (Index j = 0; many && j < total.stride; ++j) total[j] += some[j], some[j] = 0;
   });
   for (Index j = 0; j < m.columns; ++j) {
     const Index from = slot<A>(j, m.columns);
@@ -245,7 +250,9 @@ void weigh(const T* x, const Shape& s, const Acc<T>* channel, const Acc<T>* spat
       const T* from = x + row * n;
       T* to = y + row * n;
       if (along)
-        each_slice<A>(n, [&](const auto& i) { store(to, load(from, i) * (fixed * load(along, i)), i); });
+        each_slice<A>(n, [&](const auto& i) {
+          store(to, load(from, i) * (fixed * load(along, i)), i);
+        });
       else
         each_slice<A>(n, [&](const auto& i) { store(to, load(from, i) * fixed, i); });
     }
