@@ -210,6 +210,34 @@ def test_bytes_bound_what_can_be_reached() -> None:
     assert targets.ceiling(by_name["simam", "training"]) is None
 
 
+def test_one_product_bounds_what_can_be_reached() -> None:
+    found = result(timm=6.0, compiled=4.0)
+    cbam = [e for e in found["gates"] if (e["mechanism"], e["mode"]) == ("cbam", "training")]
+    assert [targets.reach(entry) for entry in cbam] == [None] * len(cbam)
+    theirs = targets.median(cbam[0], rivals.TIMM_COMPILED)
+    for entry in cbam:
+        entry["milliseconds"] |= {
+            name: times(theirs / n) for name, n in zip(rivals.PRODUCTS, (3, 2), strict=True)
+        }
+    assert targets.reach(cbam[0]) == pytest.approx(3)
+    for entry in found["hosts"]:
+        entry["added_percent"] |= {rivals.PRODUCTS[0]: times(12), rivals.PRODUCTS[1]: times(3.5)}
+    shown = verdicts(found)
+    assert shown["at least 8x"].beyond == shown["at least 8x"].misses == 1
+    assert "1 of them out of reach" in shown["at least 8x"].text
+    assert shown["at most 4 %"].beyond == 0
+
+
+@pytest.mark.parametrize("layout", gatebench.hosts.FORMATS)
+def test_products_are_what_they_say(layout: str) -> None:
+    x = torch.randn(2, 24, 40, 40).to(memory_format=gatebench.hosts.FORMATS[layout])
+    for rival in rivals.products(x):
+        torch.testing.assert_close(rival.call(x), x * rival.module.factor)
+        given = rivals.step(rival, x, training=True)()
+        assert len(given) == 1
+        assert given[0].shape == x.shape
+
+
 def test_a_verdict_names_the_worst() -> None:
     found = result()
     found["gates"][5]["slower"][rivals.EAGER] = times(0.5)
@@ -287,7 +315,7 @@ def test_hosts_run_with_the_gates_of_both(mode: str) -> None:
     case = gatebench.hosts.Case(mode, "channels_last", batch=2, side=32)
     found = gatebench.hosts.measure(case, CPU)
     names = {f"{side} {gate}" for side in ("foveate", "timm") for gate in gatebench.hosts.GATES}
-    assert set(found["added_percent"]) == names
+    assert set(found["added_percent"]) == {*names, *rivals.PRODUCTS}
 
 
 def test_hosts_differ_by_16_gates() -> None:

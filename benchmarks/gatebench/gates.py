@@ -23,6 +23,7 @@ from gatebench.rivals import (
     compiled_rivals,
     eager_rivals,
     on_path,
+    products,
     step,
 )
 from gatebench.targets import LARGE
@@ -98,6 +99,8 @@ def _times_of(
     rivals, missing = _rivals(key, x)
     if compiled:
         rivals += compiled_rivals(rivals)
+    if key in COMPILED:
+        rivals += products(x)
     target = torch.empty_like(x)
     contenders = [Contender(COPY, lambda: target.copy_(x), nullcontext)]
     for rival in rivals:

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 
 from foveate import insert
 from gatebench.clock import Contender, quartiles, ratios, take_turns
+from gatebench.rivals import PRODUCTS, Product
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 GATES = ("cbam", "se")
@@ -55,18 +57,24 @@ def hosts() -> tuple[dict[str, nn.Module], dict[str, str]]:
         found[f"foveate {gate}"] = copy.deepcopy(bare)
         insert(found[f"foveate {gate}"], gate, where="residual", init="paper")
         try:
-            found[f"timm {gate}"] = _with_timm(copy.deepcopy(bare), gate)
+            found[f"timm {gate}"] = _hooked(copy.deepcopy(bare), _timm(gate))
         except ImportError as error:
             missing[f"timm {gate}"] = f"ImportError: {error}"
+    for name in PRODUCTS:
+        found[name] = _hooked(copy.deepcopy(bare), partial(Product, name))
     return found, missing
 
 
-def _with_timm(model: nn.Module, gate: str) -> nn.Module:
+def _timm(gate: str) -> Callable[[int], nn.Module]:
     from timm.layers import create_attn
 
+    return partial(create_attn, gate)
+
+
+def _hooked(model: nn.Module, create: Callable[[int], nn.Module]) -> nn.Module:
     for name, norm in list(model.named_modules()):
         if name.endswith(".bn3"):
-            norm.attention = create_attn(gate, norm.num_features)
+            norm.attention = create(norm.num_features)
             norm.register_forward_hook(lambda module, _, output: module.attention(output))
     return model
 

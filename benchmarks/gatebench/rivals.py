@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from foveate import create, kernels
+from foveate import create, kernels, ops
 from foveate.registry import get_mechanism
 from gatebench.textbook import FORMS
 
@@ -27,6 +27,8 @@ TIMM_EAGER = "timm eager"
 TORCHVISION = "torchvision"
 TEXTBOOK = "textbook"
 COPY = "copy"
+PRODUCTS = ("one product", "one product, kernel")
+"""What no gate can do without, by PyTorch and by foveate: the faster is a bound."""
 
 Layer = Callable[[Tensor], Tensor]
 
@@ -92,6 +94,24 @@ def compiled_rivals(rivals: Sequence[Rival]) -> list[Rival]:
         for rival in rivals
         if rival.name in (FOVEATE, TIMM_EAGER)
     ]
+
+
+class Product(nn.Module):
+    """The map times a constant for each channel: the last step of a gate without the others."""
+
+    def __init__(self, name: str, channels: int) -> None:
+        super().__init__()
+        self.own = name == PRODUCTS[1]
+        self.register_buffer("factor", torch.rand(1, channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.scale(ops.fuse(x), self.factor) if self.own else x * self.factor
+
+
+def products(x: Tensor) -> list[Rival]:
+    """The bounds of all gates on a map."""
+    modules = {name: Product(name, x.shape[1]).to(x.device, x.dtype) for name in PRODUCTS}
+    return [Rival(name, module, module) for name, module in modules.items()]
 
 
 def step(rival: Rival, x: Tensor, *, training: bool) -> Callable[[], object]:

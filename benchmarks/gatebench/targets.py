@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gatebench.position_forms import EINSUM, TEXTBOOK
-from gatebench.rivals import EAGER, FOVEATE, TIMM_COMPILED, TIMM_EAGER, compiled
+from gatebench.rivals import EAGER, FOVEATE, PRODUCTS, TIMM_COMPILED, TIMM_EAGER, compiled
 
 LARGE = ("8x256x56x56", "8x512x28x28", "8x1024x14x14", "8x2048x7x7", "64x64x32x32")
 ON_CARD = "64x256x56x56"
@@ -23,8 +23,8 @@ map and gradient again behind it, `cbam` also the map itself backward.
 """
 TIMM = (TIMM_EAGER, TIMM_COMPILED)
 Record = dict[str, Any]
-Values = Iterator[tuple[float, str]]
-"""Measured values, each with where it was measured."""
+Values = Iterator[tuple[float, str, float | None]]
+"""Measured values, each with where it was measured, and what one product alone reaches there."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,17 @@ class Verdict:
     where: str
     misses: int
     of: int
+    beyond: int = 0
+    """Misses where one product alone would miss too."""
 
     @property
     def text(self) -> str:
         if not self.of:
             return "not measured"
-        return f"not met, {self.misses} of {self.of} miss" if self.misses else "met"
+        if not self.misses:
+            return "met"
+        beyond = f", {self.beyond} of them out of reach" if self.beyond else ""
+        return f"not met, {self.misses} of {self.of} miss{beyond}"
 
     @property
     def demand(self) -> str:
@@ -73,10 +78,11 @@ def judge(targets: Sequence[Target], result: Record) -> list[Verdict]:
     """Each target with its worst value."""
     verdicts = []
     for target in targets:
-        values = sorted(target.values(result), reverse=not target.least)
-        misses = sum(not target.met(value) for value, _ in values)
-        worst = values[0] if values else (None, "")
-        verdicts.append(Verdict(target, *worst, misses, len(values)))
+        values = sorted(target.values(result), key=lambda v: v[0], reverse=not target.least)
+        missed = [limit for value, _, limit in values if not target.met(value)]
+        beyond = sum(limit is not None and not target.met(limit) for limit in missed)
+        worst = values[0][:2] if values else (None, "")
+        verdicts.append(Verdict(target, *worst, len(missed), len(values), beyond))
     return verdicts
 
 
@@ -103,9 +109,18 @@ def _over(
         for entry, where in entries(result, keys.split(), mode, shapes):
             ratio = speed(entry, rivals)
             if ratio is not None:
-                yield ratio, where
+                yield ratio, where, reach(entry, rivals)
 
     return values
+
+
+def reach(entry: Record, rivals: Sequence[str] = TIMM) -> float | None:
+    """How many times as long as one product the fastest of some rivals takes; None without it."""
+    theirs, bounds = (
+        [median(entry, name) for name in names if name in entry["milliseconds"]]
+        for names in (rivals, PRODUCTS)
+    )
+    return min(theirs) / min(bounds) if theirs and bounds else None
 
 
 def speed(entry: Record, rivals: Sequence[str]) -> float | None:
@@ -123,26 +138,32 @@ def ceiling(entry: Record) -> float | None:
 
 def _over_eager(result: Record) -> Values:
     for entry, where in entries(result, None, None, None):
-        yield entry["slower"][EAGER][1], where
+        yield entry["slower"][EAGER][1], where, None
 
 
 def _copies(result: Record) -> Values:
     for entry, where in entries(result, ["cbam"], "training", LARGE[:1]):
-        yield entry["copies"][FOVEATE][1], where
+        yield entry["copies"][FOVEATE][1], where, _bound(entry["copies"])
+
+
+def _bound(values: dict[str, Any]) -> float | None:
+    """The lesser median of the products, where they were measured."""
+    return min((values[name][1] for name in PRODUCTS if name in values), default=None)
 
 
 def _saved(result: Record) -> Values:
     for entry in result["memory"]:
         if FOVEATE in entry["rivals"]:
             found = entry["rivals"][FOVEATE]
-            yield max(found["saved"], 1 + found["held"]), entry["mechanism"]
+            yield max(found["saved"], 1 + found["held"]), entry["mechanism"], None
 
 
 def _added(gate: str, mode: str) -> Callable[[Record], Values]:
     def values(result: Record) -> Values:
         for entry in result["hosts"]:
-            if entry.get("mode") == mode and f"foveate {gate}" in entry["added_percent"]:
-                yield entry["added_percent"][f"foveate {gate}"][1], entry["format"]
+            added = entry.get("added_percent", {})
+            if entry.get("mode") == mode and f"foveate {gate}" in added:
+                yield added[f"foveate {gate}"][1], entry["format"], _bound(added)
 
     return values
 
@@ -154,7 +175,7 @@ def _over_form(key: str, form: str) -> Callable[[Record], Values]:
         for entry, where in _positions(result, key):
             ratio = speed(entry, [form, compiled(form)])
             if ratio is not None:
-                yield ratio, where
+                yield ratio, where, None
 
     return values
 
@@ -165,7 +186,7 @@ def _peak_of(key: str, form: str | None = None) -> Callable[[Record], Values]:
     def values(result: Record) -> Values:
         for entry, where in _positions(result, key):
             unit = 1.0 if form is None else entry["memory"][form]["peak"]
-            yield entry["memory"][FOVEATE]["peak"] / unit, where
+            yield entry["memory"][FOVEATE]["peak"] / unit, where, None
 
     return values
 
@@ -178,7 +199,7 @@ def _positions(result: Record, key: str) -> Iterator[tuple[Record, str]]:
 
 def _over_bytes(result: Record) -> Values:
     for entry, where in entries(result, ["cbam"], "training", [ON_CARD]):
-        yield entry["copies"][FOVEATE][1] / (PASSES["cbam", "training"] / 2), where
+        yield entry["copies"][FOVEATE][1] / (PASSES["cbam", "training"] / 2), where, None
 
 
 _HOST = "ResNet-50, {}: `{}` over the bare host"
