@@ -62,6 +62,17 @@ def test_explain_draws_the_gates_over_a_folder(run: Path, folder: Path, tmp_path
     assert {path.stem for path in tmp_path.iterdir()} == set(names)
 
 
+def test_the_pictures_of_an_image_and_of_the_data_do_not_share_a_name(
+    run: Path, folder: Path, tmp_path: Path
+) -> None:
+    image = tmp_path / "gate-histograms.png"
+    image.write_bytes((folder / "test" / "3" / "0.png").read_bytes())
+    words = ["--data", str(folder), "--cams", "none", "--format", "svg"]
+    assert main(["explain", str(run), str(image), *words, "--out", str(tmp_path / "a")]) == 0
+    assert len(list((tmp_path / "a").iterdir())) == 5
+    assert "predicted" in (tmp_path / "a" / "gate-histograms-2.svg").read_text()
+
+
 def test_explain_takes_a_network_by_name(folder: Path, tmp_path: Path) -> None:
     host = torchvision.models.resnet18(num_classes=3)
     torch.save(host.state_dict(), tmp_path / "host.pth")
@@ -114,6 +125,11 @@ def test_diagnose_prints_a_table_or_json(
         (["resnet18", "{image}", "--classes", "{broken}"], "cannot be read"),
         (["resnet18", "{image}", "--weights", "{broken}"], "broken.png"),
         (["{run}", "{image}", "--out", "{image}"], "cannot write"),
+        (["{run}", "{image}", "--out", "{place}"], "0.png is one of the images; give another"),
+        (["{run}", "{image}", "--size", "0"], "image_size must be at least 1"),
+        (["{run}", "{image}", "--std", "0"], "std finite and above 0"),
+        (["{run}", "{image}", "--mean", "nan"], "mean must be finite"),
+        (["vgg11", "{image}", "--size", "16"], "vgg11 does not take images of 16 x 16 pixels"),
     ],
 )
 def test_a_mistake_is_one_line_and_writes_nothing(
@@ -125,6 +141,7 @@ def test_a_mistake_is_one_line_and_writes_nothing(
         "folder": folder,
         "image": folder / "test" / "3" / "0.png",
         "broken": tmp_path / "broken.png",
+        "place": folder / "test" / "3",
     }
     out = tmp_path / "out"
     command = ["explain", "--out", str(out), *(word.format(**places) for word in words)]
@@ -140,6 +157,7 @@ def test_a_mistake_is_one_line_and_writes_nothing(
     [
         (["--threshold", "deaf=1"], "unknown threshold 'deaf'; did you mean 'dead'?"),
         (["--threshold", "dead"], "a threshold is written dead=NUMBER, but got 'dead'"),
+        (["--threshold", "dead=nan"], "a threshold is written dead=NUMBER, but got 'dead=nan'"),
         (["--limit", "0"], "limit must be at least 1"),
         (["--split", "tset"], "unknown split 'tset'"),
     ],

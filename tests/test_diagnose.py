@@ -248,7 +248,7 @@ def test_intervals_of_paired_answers(order: tuple[float, ...]) -> None:
 
 def test_what_cannot_be_diagnosed_is_said() -> None:
     model = network(lively("se"))
-    with pytest.raises(InvalidValueError, match="two images, but got 1"):
+    with pytest.raises(InvalidValueError, match=r"two images in each, but got batches of \[1\]"):
         foveate.diagnose(model, [(torch.rand(1, 3, 4, 4), torch.tensor([0]))])
     with pytest.raises(InvalidValueError, match="no attention in this Conv2d"):
         foveate.diagnose(nn.Conv2d(3, 3, 1), [])
@@ -270,3 +270,23 @@ def test_weighed_by_its_own_gates_it_gives_its_output(case: Case, init: str) -> 
     module = case.randomised(channels, init=init)
     x = torch.randn(2, channels, 9, 14, dtype=torch.float64)
     torch.testing.assert_close(module.weigh(x, module.gate(x)), module(x))
+
+
+def test_batches_of_one_image_are_refused_and_a_last_one_is_not_left_alone() -> None:
+    model = network(lively("se"))
+    torch.manual_seed(0)
+    single = [(torch.rand(1, 3, 8, 8), torch.tensor([i % 4])) for i in range(4)]
+    with pytest.raises(InvalidValueError, match="at least two images in each, but got batches of"):
+        foveate.diagnose(model, [*single, *single])
+    whole = [(torch.rand(4, 3, 8, 8), torch.arange(4)), single[0]]
+    assert foveate.diagnose(model, whole).images == 5
+
+
+def test_names_are_no_markup() -> None:
+    model = nn.ModuleDict({"[/b]x": lively("se")})
+    host = network(nn.Identity())
+    host[2] = model["[/b]x"]
+    named = nn.Sequential()
+    named.add_module("[/b]x", host)
+    found = foveate.diagnose(named, [(torch.rand(4, 3, 8, 8), torch.arange(4))])
+    assert "[/b]x.2" in "".join(str(found).split())

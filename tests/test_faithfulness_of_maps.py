@@ -86,6 +86,11 @@ def test_who_knows_the_pixel_is_better_than_chance_and_who_hides_it_worse() -> N
     assert {"deletion (lower is better)", "insertion (higher is better)", "oracle"} <= words
 
 
+def test_a_map_does_not_take_the_name_of_a_control() -> None:
+    with pytest.raises(InvalidValueError, match="'random' is the name of a control"):
+        explain.faithfulness(Spot(), images(), {"random": torch.rand(6, *SIZE)})
+
+
 def test_blurring_keeps_the_mean_and_takes_the_details() -> None:
     flat = torch.full((1, 2, *SIZE), 0.7)
     torch.testing.assert_close(_blurred(flat), flat)

@@ -20,6 +20,7 @@ from foveate.explain import layers
 from foveate.explain.sheets import Input
 from foveate.explain.surveys import GateSurvey
 from foveate.figures import fonts, overlay
+from foveate.mechanisms.base import Mixer
 
 SIZE = (13, 18)
 
@@ -110,8 +111,9 @@ def test_every_mechanism_has_a_sheet_that_shows_its_maps(case: Case) -> None:
             ends = overlay.apart(float(mean.min()), float(mean.max()))
             assert told in (ends, [f"{float(mean.min()):.3g} everywhere"])
     assert any("affinity" in title for title in shown) == (record["3"].size is not None)
+    weighs = not isinstance(module, Mixer)  # what is added to channels is no gate
     assert ("Channel gates" in texts(figure)) == any(
-        t.shape[1] > 1 and t.shape[2:] == (1, 1) for t in record["3"].maps.values()
+        weighs and t.shape[1] > 1 and t.shape[2:] == (1, 1) for t in record["3"].maps.values()
     )
 
 
@@ -197,6 +199,105 @@ def test_a_mistake_is_one_clear_error(image: tuple[int, ...], options: dict, mes
     with pytest.raises(InvalidValueError, match=message):
         explain.sheet(model, torch.rand(image), **options)
     assert state(model) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layers": ["6"]}, r"layer '6' gives no map"),
+        ({"label": 4}, "label must be from 0 to 3, but got label=4"),
+        ({"label": -1}, "label must be from 0 to 3, but got label=-1"),
+        ({"feed": Input(classes=["a", "b"])}, "4 outputs, but got 2 names"),
+    ],
+)
+def test_what_does_not_fit_the_network_is_refused(options: dict, message: str) -> None:
+    with pytest.raises(InvalidValueError, match=message):
+        explain.sheet(network(foveate.create("se", 8)), torch.rand(3, 9, 9), cams=(), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"classes": ["crane", "dog", "crane"]}, "'crane' stands twice"),
+        ({"std": 0.0}, "std finite and above 0"),
+        ({"std": (1.0, -1.0, 1.0)}, "std finite and above 0"),
+        ({"mean": float("nan")}, "mean must be finite"),
+    ],
+)
+def test_an_input_is_checked(options: dict, message: str) -> None:
+    with pytest.raises(InvalidValueError, match=message):
+        Input(**options)
+
+
+def test_a_network_that_has_diverged_is_refused() -> None:
+    model = network(foveate.create("eca", 8))
+    nn.init.constant_(model[3].conv.weight, float("nan"))
+    with pytest.raises(InvalidValueError, match="it has diverged"):
+        explain.sheet(model, torch.rand(3, 9, 9))
+    with pytest.raises(InvalidValueError, match="the channel of '3' is not finite"):
+        foveate.diagnose(model, batches(1))
+
+
+def test_what_waits_for_gradients_of_parameters_does_not_run() -> None:
+    model = network(foveate.create("cbam", 8))
+    called = []
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(called.append)
+    for method in ("gradcam", "layercam"):
+        explain.class_evidence(model, torch.rand(1, 3, *SIZE), target=1, method=method)
+    explain.gradient_norms(model, *batches(1)[0])
+    assert not called
+
+
+def test_inference_mode_and_autocast_change_nothing() -> None:
+    model, image = network(foveate.create("cbam", 8)), torch.rand(1, 3, *SIZE)
+    expected = explain.class_evidence(model, image, target=1)
+    with torch.inference_mode():
+        torch.testing.assert_close(explain.class_evidence(model, image, target=1), expected)
+        explain.sheet(model, image, cams=["gradcam"])
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(explain.class_evidence(model, image, target=1), expected)
+    with pytest.raises(InvalidValueError, match="parameters in bfloat16"):
+        explain.class_evidence(model.bfloat16(), image.bfloat16(), target=1)
+
+
+def test_a_frozen_network_has_gradient_norms() -> None:
+    model = network(foveate.create("cbam", 8)).requires_grad_(False)
+    assert len(explain.over_data(model, batches(), ["x", "y", "z"])) == 4
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_a_sample_is_of_all_columns() -> None:
+    gate = torch.zeros(32, 64, 16, 16)
+    gate[..., 0] = 1
+    found = GateSurvey("a", "element")
+    found.update(gate, torch.zeros(32).long())
+    assert float(found.values.mean()) == pytest.approx(1 / 16, abs=0.01)
+
+
+def test_a_gate_that_all_images_share_has_no_classes() -> None:
+    found = GateSurvey("a", "channel")
+    found.update(torch.rand(1, 8, 1, 1), torch.zeros(4).long())
+    found.update(torch.rand(1, 8, 1, 1), torch.zeros(1).long())
+    assert not found.classes
+
+
+def test_what_is_no_gate_is_not_called_one() -> None:
+    model = network(foveate.create("gc", 8), foveate.create("nl", 8), foveate.create("splat", 8))
+    said = texts(explain.sheet(model, torch.rand(3, *SIZE), cams=()))
+    assert "Gates of positions" not in said
+    assert "Other maps of positions: weights, and lengths of vectors" in said
+    assert {gate.layer for gate in explain.survey(model, batches(1)).gates} == {"5"}
+
+
+def test_a_tall_image_and_long_names_stay_on_the_sheet() -> None:
+    names = ["a" * 200, "b" * 200, "c" * 200, "d" * 200]
+    model = network(foveate.create("cbam", 8))
+    figure = explain.sheet(
+        model, torch.rand(3, 300, 10), feed=Input(classes=names), label=1, cams=()
+    )
+    assert figure.get_size_inches()[1] < 30
+    assert max(map(len, texts(figure).splitlines())) < 120
 
 
 def test_a_network_that_is_no_classifier_is_refused() -> None:

@@ -1,6 +1,7 @@
 """``foveate diagnose``."""
 
 import json
+import math
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -61,9 +62,16 @@ def _thresholds(words: list[str]) -> "Thresholds":
         if name not in names:
             raise unknown("threshold", name, names)
         try:
-            given[name] = float(value)
+            given[name] = _finite(value)
         except ValueError as error:
             raise InvalidValueError(
                 f"a threshold is written {name}=NUMBER, but got '{word}'"
             ) from error
     return Thresholds(**given)
+
+
+def _finite(word: str) -> float:
+    value = float(word)
+    if not math.isfinite(value):
+        raise ValueError(word)
+    return value

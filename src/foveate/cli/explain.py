@@ -1,6 +1,7 @@
 """``foveate explain``."""
 
 import itertools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -48,7 +49,7 @@ def explain(
     """Draw what a network makes of images: gates, affinities, features and class evidence."""
     for module in ("matplotlib", "pytorch_grad_cam"):
         require(module, extra="explain")
-    from foveate.explain import CAMS, over_data, sheet
+    from foveate.explain import CAMS, DATA_FIGURES, over_data, sheet
 
     if not images and data is None:
         raise InvalidValueError("there is nothing to draw: give files of images, or --data")
@@ -64,7 +65,9 @@ def explain(
     batches = []
     if data is not None:
         batches = subject.batches(subject.load_data(data, root=root), limit=limit, split=split)
-    taken: set[str] = set()
+    taken = set(DATA_FIGURES if batches else ())
+    names = {path: _free(path.stem, taken) for path, _ in opened}
+    _keep_apart(names, out, endings)
     for path, image in opened:
         figure = sheet(
             subject.module,
@@ -77,7 +80,7 @@ def explain(
             choose="first" if first else "strongest",
             cams=maps,
         )
-        _write(figure, out, _free(path.stem, taken), endings)
+        _write(figure, out, names[path], endings)
     if batches:
         for name, figure in over_data(subject.module, batches, subject.classes).items():
             _write(figure, out, name, endings)
@@ -89,6 +92,16 @@ def _point(words: str) -> tuple[int, int]:
     except ValueError as error:
         raise InvalidValueError(f"--point takes ROW,COLUMN, but got '{words}'") from error
     return row, column
+
+
+def _keep_apart(names: Mapping[Path, str], out: Path, endings: list[str]) -> None:
+    """Refuse to write over an image that is to be read."""
+    images = {path.resolve() for path in names}
+    for name in names.values():
+        for ending in endings:
+            path = out / f"{name}.{ending}"
+            if path.resolve() in images:
+                raise InvalidValueError(f"{path} is one of the images; give another --out")
 
 
 def _free(stem: str, taken: set[str]) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision import models as torchvision_models
 
 from foveate import models
-from foveate.errors import InvalidValueError
+from foveate.errors import InvalidValueError, check_positive
 from foveate.experiments.build import build_bare, put_attention
 from foveate.experiments.config import RunConfig
 from foveate.experiments.configfile import parse
@@ -141,6 +141,8 @@ def open_subject(
     Raises:
         ValueError: If anything is unknown or unreadable.
     """
+    if image_size is not None:
+        check_positive(image_size=image_size)
     if is_run(model):
         at = Path(model).expanduser()
         for option, value in {"weights": weights, "classes": classes}.items():
@@ -148,15 +150,31 @@ def open_subject(
                 raise InvalidValueError(f"{option} are those of the run, but got {option}={value}")
         subject = trained(at / MODEL if at.is_dir() else at)
     else:
-        subject = _by_name(model, weights, image_size or 224, classes)
-    return Subject(
+        subject = _by_name(model, weights, 224 if image_size is None else image_size, classes)
+    opened = Subject(
         subject.name,
         subject.module.eval(),
         subject.classes,
         _stretched(mean, subject.mean),
         _stretched(std, subject.std),
-        image_size or subject.image_size,
+        subject.image_size if image_size is None else image_size,
     )
+    _check_runs(opened)
+    return opened
+
+
+def _check_runs(subject: Subject) -> None:
+    """Refuse a normalisation that is none, and images that are too small for the network."""
+    _ = subject.feed  # which checks itself
+    channels, size = len(subject.mean), subject.image_size
+    try:
+        with torch.no_grad():
+            subject.module(torch.zeros(2, channels, size, size))
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InvalidValueError(
+            f"{subject.name} does not take images of {size} x {size} pixels: {reason}"
+        ) from error
 
 
 def is_run(model: str) -> bool:
@@ -205,7 +223,9 @@ def _by_name(name: str, weights: str | None, size: int, names: Path | None) -> S
 
 
 def _imagenet() -> tuple[str, ...]:
-    return tuple(torchvision_models.ResNet18_Weights.DEFAULT.meta["categories"])
+    """ImageNet's, of which two names stand twice: the later ones with their number."""
+    names: list[str] = torchvision_models.ResNet18_Weights.DEFAULT.meta["categories"]
+    return tuple(f"{name} {i}" if name in names[:i] else name for i, name in enumerate(names))
 
 
 def _lines(path: Path) -> tuple[str, ...]:

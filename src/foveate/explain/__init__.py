@@ -18,6 +18,7 @@ from foveate.explain.recording import record as record
 from foveate.explain.sheets import Input as Input
 from foveate.explain.sheets import content as content
 from foveate.explain.sheets import sheet as sheet
+from foveate.explain.surveys import DATA_FIGURES as DATA_FIGURES
 from foveate.explain.surveys import Evolution as Evolution
 from foveate.explain.surveys import Survey as Survey
 from foveate.explain.surveys import evolution as evolution

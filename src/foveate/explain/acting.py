@@ -41,6 +41,18 @@ def key_of(module: nn.Module) -> str:
     return type(module).__name__ if key is None else str(key)
 
 
+def is_gate(module: nn.Module, part: str, found: Tensor) -> bool:
+    """Whether a recorded map weighs features.
+
+    Others are what is added to them, its length, or with which weights positions are gathered.
+    """
+    foreign = recognise(module)
+    if foreign is not None:
+        return part not in ("added", "attention", "shift")
+    branches = isinstance(module, Replacement) and found.shape[2:] == (1, 1)
+    return isinstance(module, Gate) or branches
+
+
 @contextmanager
 def watched(module: nn.Module, see: See) -> Iterator[None]:
     """Show the parts of each call of a mechanism inside the block, and act with those that return.

@@ -128,6 +128,7 @@ class Diagnosis:
         return as_text(self)
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        from rich.markup import escape
         from rich.table import Table
 
         table = Table(box=None, pad_edge=False, header_style="dim")
@@ -139,7 +140,8 @@ class Diagnosis:
         for site in self.sites:
             bits = "\n".join(f"{name} {value:.1f}" for name, value in site.entropy.items())
             effects = (str(site.bypass.get(kind, "")).replace(" ", "\n", 1) for kind in kinds)
-            table.add_row(site.name.removesuffix(".attention"), _shown(site), bits, *effects)
+            name = escape(site.name.removesuffix(".attention"))
+            table.add_row(name, escape(_shown(site)), bits, *effects)
         yield f"{self.images} images, metric {self.metric:.4f}; entropy in bits, of 6"
         yield table
         diseases = dict.fromkeys(one.disease for site in self.sites for one in site.findings)
@@ -198,10 +200,8 @@ def diagnose(
     cases = [_Case(name, module) for name, module in mechanisms(model)]
     if not cases:
         raise InvalidValueError(f"there is no attention in this {type(model).__name__}")
-    batches = list(data)
+    batches = _in_pairs(list(data))
     images = sum(len(labels) for _, labels in batches)
-    if images < 2:
-        raise InvalidValueError(f"a diagnosis needs at least two images, but got {images}")
     limits, judge = thresholds or Thresholds(), metric or accuracy
     with in_mode(model, training=False):
         gradients = _gradients(model, cases, batches[0], loss or F.cross_entropy)
@@ -223,6 +223,20 @@ def diagnose(
     return Diagnosis(tuple(sites), images, float(scores.double().mean()), limits)
 
 
+def _in_pairs(batches: Batches) -> Batches:
+    """The batches, a last one of one image put to the one before: gates are exchanged in each."""
+    if len(batches) > 1 and len(batches[-1][1]) == 1:
+        *before, (images, labels), (last, label) = batches
+        batches = [*before, (torch.cat([images, last]), torch.cat([labels, label]))]
+    sizes = [len(labels) for _, labels in batches]
+    if min(sizes, default=0) < 2:
+        raise InvalidValueError(
+            "gates are exchanged between the images of a batch: "
+            f"give at least two images in each, but got batches of {sizes[:8]}"
+        )
+    return batches
+
+
 def accuracy(output: Tensor, labels: Tensor) -> Tensor:
     """1 for each image whose largest output ``(B, classes)`` is the label's, else 0."""
     return (output.argmax(1) == labels).double()
@@ -236,12 +250,19 @@ def _observe(
         for case in cases:
             stack.enter_context(watched(case.module, _tallying(case, limits)))
             stack.enter_context(_rectifying(case))
-        return [model(images) for images, _ in batches]
+        outputs = [model(images) for images, _ in batches]
+    if not all(bool(y.isfinite().all()) for y in outputs if isinstance(y, Tensor)):
+        raise InvalidValueError("the outputs of the network are not finite: it has diverged")
+    return outputs
 
 
 def _tallying(case: _Case, limits: Thresholds) -> Callable[[dict[str, Tensor]], None]:
     def see(parts: dict[str, Tensor]) -> None:
         for name, part in parts.items():
+            if not bool(part.isfinite().all()):
+                raise InvalidValueError(
+                    f"the {name} of '{case.name}' is not finite: the network has diverged"
+                )
             new = Tally(over_positions=name == "added")
             case.tallies.setdefault(name, new).update(part, limits.edge)
 

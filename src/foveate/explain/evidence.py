@@ -2,7 +2,7 @@
 
 import contextlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from foveate.errors import InvalidValueError, check_choice, require
 from foveate.explain.layers import last_map
+from foveate.explain.untouched import wanting
 from foveate.modes import in_mode
 
 CAMS = {
@@ -44,21 +45,31 @@ def class_evidence(
         ``(B, H, W)`` from 0 to 1, each image on a scale of its own.
 
     Raises:
-        ValueError: If the method or the layer is unknown, or no module gives a map.
+        ValueError: If the method or the layer is unknown, no module gives a map, or the network is
+            in bfloat16, which the library does not take.
         ImportError: Without the library, which comes with ``foveate[explain]``.
     """
     check_choice("class activation map", method, CAMS)
     library = require("pytorch_grad_cam", extra="explain")
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
+    parameter = next(model.parameters(), None)
+    if parameter is None or parameter.dtype == torch.bfloat16:
+        got = "no parameters" if parameter is None else "parameters in bfloat16"
+        raise InvalidValueError(f"class evidence needs a network in float32, but this has {got}")
     targets = [target] * len(images) if isinstance(target, int) else list(target)
     name = layer or last_map(model, images[:1])
     watched = _submodule(model, name)
-    with in_mode(model, training=False), _gradients_kept(model), torch.enable_grad():
+    with (
+        in_mode(model, training=False),
+        wanting(model, gradients=False),
+        torch.autocast(images.device.type, enabled=False),  # the library takes no bfloat16
+    ):
+        given = images.detach().clone().requires_grad_()
         cam: Any = getattr(library, CAMS[method][1])(model, [watched])
         try:
             with contextlib.redirect_stderr(io.StringIO()):  # a progress bar
-                found = cam(images.detach(), [ClassifierOutputTarget(one) for one in targets])
+                found = cam(given, [ClassifierOutputTarget(one) for one in targets])
         finally:
             cam.activations_and_grads.release()
     return torch.from_numpy(found)
@@ -69,20 +80,3 @@ def _submodule(model: nn.Module, name: str) -> nn.Module:
         return model.get_submodule(name)
     except AttributeError as error:
         raise InvalidValueError(f"the network has no module '{name}'") from error
-
-
-@contextlib.contextmanager
-def _gradients_kept(model: nn.Module) -> Iterator[None]:
-    """Lets gradients be computed for a map, also of a frozen network, and gives back what was."""
-    parameters = list(model.parameters())
-    before = [(p, p.grad, p.requires_grad) for p in parameters]
-    try:
-        for p in parameters:
-            p.grad = None
-            if p.is_floating_point():
-                p.requires_grad_(True)
-        yield
-    finally:
-        for p, grad, wanted in before:
-            p.requires_grad_(wanted)
-            p.grad = grad

@@ -106,6 +106,8 @@ def faithfulness(
     if len(images) < 2:
         raise InvalidValueError(f"intervals need at least two images, but got {len(images)}")
     for name, found in maps.items():
+        if name in CONTROLS:
+            raise InvalidValueError(f"'{name}' is the name of a control; call the map otherwise")
         if found.dim() != 3 or len(found) != len(images):
             raise InvalidValueError(
                 f"map '{name}' must be ({len(images)}, h, w), but is {tuple(found.shape)}"

@@ -66,7 +66,7 @@ def outputs_of(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Ten
     with ExitStack() as stack:
         for name in names:
             if name not in modules:
-                raise unknown("layer", name, modules)
+                raise unknown("layer", name, filter(None, modules))
             stack.callback(modules[name].register_forward_hook(partial(keep, name)).remove)
         yield kept
 

@@ -140,6 +140,7 @@ class Record(Mapping[str, Layer]):
         return as_text(self)
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        from rich.markup import escape
         from rich.table import Table
 
         table = Table()
@@ -150,7 +151,7 @@ class Record(Mapping[str, Layer]):
             maps = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
             affinity = ["affinity"] if layer._inputs else []
             shown = ", ".join([maps, *affinity] if maps else affinity)
-            table.add_row(layer.name, layer.key, str(len(layer.calls)), shown)
+            table.add_row(*map(escape, (layer.name, layer.key, str(len(layer.calls)), shown)))
         yield table
 
 

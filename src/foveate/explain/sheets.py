@@ -1,14 +1,15 @@
 """One picture for one image: prediction, gates, affinities, features and class evidence."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from foveate.errors import InvalidValueError, check_choice, require
-from foveate.explain.acting import mechanisms
+from foveate.explain.acting import is_gate, mechanisms
 from foveate.explain.evidence import CAMS, class_evidence
 from foveate.explain.layers import last_map, outputs_of
 from foveate.explain.recording import Record, record
@@ -38,6 +39,16 @@ class Input:
     mean: Numbers = 0.0
     std: Numbers = 1.0
     classes: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        for name in self.classes or ():
+            if list(self.classes or ()).count(name) > 1:
+                raise InvalidValueError(f"names of classes must differ, but '{name}' stands twice")
+        if not (_all(self.std, lambda v: 0 < v < inf) and _all(self.mean, lambda v: abs(v) < inf)):
+            raise InvalidValueError(
+                "mean must be finite and std finite and above 0, "
+                f"but got mean={self.mean}, std={self.std}"
+            )
 
     def picture(self, image: Tensor) -> Tensor:
         """The pixels ``(H, W, 3)`` from 0 to 1 of a normalised image ``(C, H, W)``."""
@@ -127,6 +138,7 @@ def content(
     images = _one_image(model, image)
     with in_mode(model, training=False), torch.no_grad():
         kept, recorded, logits = _run(model, images, layers)
+    _check_outputs(logits, feed, label)
     if attention is not None:
         recorded = Record({name: recorded[name] for name in attention})
     shares = logits.float().softmax(1)[0].cpu()
@@ -137,11 +149,13 @@ def content(
         CAMS[key][0]: class_evidence(model, images, target=predicted, method=key)[0] for key in cams
     }
     marked = _points(points, images, evidence)
-    gates = list(_gates(recorded))
+    gates = list(_positions(recorded, gates=True))
+    others = list(_positions(recorded, gates=False))
     affinities = list(_affinities(recorded, marked, images.shape[2:]))
     meaning = figures.Meaning
     sections = [
-        figures.Section(_of(_what(gates), gates), meaning.GATE, figures.even(gates, MOST)),
+        figures.Section(_of("Gates of positions", gates), meaning.GATE, figures.even(gates, MOST)),
+        figures.Section(_of(_what(others), others), meaning.GATE, figures.even(others, MOST)),
         figures.Section(
             _of("Whom a point reads: affinities", affinities),
             meaning.AFFINITY,
@@ -195,7 +209,28 @@ def _run(
     if not isinstance(output, Tensor) or output.dim() != 2:
         shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise InvalidValueError(f"a classifier's output is (B, classes), but got {shape}")
+    for name in names:
+        if name not in kept:
+            raise InvalidValueError(f"layer '{name}' gives no map (B, C, H, W)")
     return kept, recorded, output
+
+
+def _check_outputs(logits: Tensor, feed: Input, label: int | None) -> None:
+    count = logits.shape[1]
+    if count < 2:
+        raise InvalidValueError(f"a sheet needs at least 2 classes, but the network has {count}")
+    if not bool(logits.isfinite().all()):
+        raise InvalidValueError("the outputs of the network are not finite: it has diverged")
+    if feed.classes is not None and len(feed.classes) != count:
+        raise InvalidValueError(
+            f"the network has {count} outputs, but got {len(feed.classes)} names"
+        )
+    if label is not None and not 0 <= label < count:
+        raise InvalidValueError(f"label must be from 0 to {count - 1}, but got {label=}")
+
+
+def _all(values: Numbers, accepted: Callable[[float], bool]) -> bool:
+    return all(map(accepted, [values] if isinstance(values, int | float) else values))
 
 
 def _points(
@@ -214,12 +249,13 @@ def _points(
     return list(points)
 
 
-def _gates(recorded: Record) -> Iterator["Panel"]:
+def _positions(recorded: Record, *, gates: bool) -> Iterator["Panel"]:
+    """The maps of positions, rows or columns: those that are gates, or the others."""
     from foveate.figures import Panel
 
     for layer in recorded.values():
         for name, found in (layer.calls[-1] if layer.calls else {}).items():
-            if max(found.shape[2:]) > 1:  # of positions, or of rows or columns
+            if max(found.shape[2:]) > 1 and is_gate(layer.module, name, found) == gates:
                 count = found.shape[1]
                 mean = f", mean of {count}" if count > 1 else ""
                 values = found[0].float().mean(0).double().cpu().numpy()
@@ -231,7 +267,13 @@ def channel_gates(recorded: Record) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for layer in recorded.values():
         parts = layer.calls[-1] if layer.calls else {}
-        gates = {n: t for n, t in parts.items() if t.shape[1] > 1 and t.shape[2:] == (1, 1)}
+        gates = {
+            name: found
+            for name, found in parts.items()
+            if found.shape[1] > 1
+            and found.shape[2:] == (1, 1)
+            and is_gate(layer.module, name, found)
+        }
         for name, gate in gates.items():
             title = short(layer.name) if len(gates) == 1 else f"{short(layer.name)} {name}"
             found[title] = gate[0].flatten().double().cpu().numpy()
@@ -272,11 +314,10 @@ def short(name: str) -> str:
 
 
 def _what(maps: Sequence["Panel"]) -> str:
-    """A heading that calls nothing a gate that is none."""
-    added = sum("\nadded" in panel.title for panel in maps)
-    if added and added == len(maps):
+    """A heading for maps that are no gates."""
+    if all(panel.title.endswith("\nadded") for panel in maps):
         return "Length of what is added to each position"
-    return "Gates of positions, and length of what is added" if added else "Gates of positions"
+    return "Other maps of positions: weights, and lengths of vectors"
 
 
 def _of(title: str, panels: Sequence[Any]) -> str:

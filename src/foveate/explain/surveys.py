@@ -10,17 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from foveate.errors import InvalidValueError, require
-from foveate.explain.acting import mechanisms
+from foveate.explain.acting import is_gate, mechanisms
 from foveate.explain.diagnosis import Loss
-from foveate.explain.foreign import recognise
 from foveate.explain.recording import Record, record
 from foveate.explain.sheets import short
-from foveate.mechanisms.base import Gate
+from foveate.explain.untouched import wanting
 from foveate.modes import in_mode
 
 if TYPE_CHECKING:
     from foveate.figures import Figure
 
+DATA_FIGURES = ("gate-histograms", "gates-by-depth", "class-profiles", "gradients-by-depth")
+"""The names of what :func:`over_data` draws."""
 SHARES = (5, 25, 50, 75, 95)
 """The percentiles that are kept of a gate."""
 BINS = 60
@@ -38,14 +39,16 @@ class GateSurvey:
     part: str
     _values: list[Tensor] = field(default_factory=list, repr=False)
     _by_class: dict[int, list[Tensor]] = field(default_factory=dict, repr=False)
+    _shared: bool = False
 
     def update(self, gate: Tensor, labels: Tensor) -> None:
         """Take in the gates ``(B, ...)`` of images with these labels."""
         values = gate.detach().float().cpu()
-        flat = values.flatten()
-        self._values.append(flat[:: -(-len(flat) // _SAMPLE)])
-        if len(values) != len(labels):
-            return  # one gate for all images
+        self._values.append(_some(values.flatten(), seed=len(self._values)))
+        self._shared |= len(values) != len(labels)
+        if self._shared:
+            self._by_class.clear()  # one gate for all images
+            return
         channels = values.mean((2, 3)).double()
         for label in labels.unique().tolist():
             mine = channels[labels == label]
@@ -53,7 +56,7 @@ class GateSurvey:
 
     @property
     def values(self) -> Tensor:
-        """An even sample of the finite values over all images, channels and positions."""
+        """A random sample of the finite values over all images, channels and positions."""
         values = torch.cat(self._values)
         return values[values.isfinite()] if values.isfinite().any() else torch.zeros(1)
 
@@ -177,13 +180,14 @@ def over_data(
     model: nn.Module, batches: Sequence[tuple[Tensor, Tensor]], classes: Sequence[str]
 ) -> dict[str, "Figure"]:
     """All figures of the gates over images, and of the gradients, by the names of their files."""
+    histograms, by_depth, profiles, gradients = DATA_FIGURES
     drawn: dict[str, Figure] = {}
     with contextlib.suppress(InvalidValueError):  # without gates there is nothing to draw of them
         found = survey(model, batches)
-        drawn["gate-histograms"] = found.histograms()
-        drawn["gates-by-depth"] = found.by_depth()
-        drawn["class-profiles"] = found.class_profiles(classes)
-    drawn["gradients-by-depth"] = gradient_norms(model, *batches[0])
+        drawn[histograms] = found.histograms()
+        drawn[by_depth] = found.by_depth()
+        drawn[profiles] = found.class_profiles(classes)
+    drawn[gradients] = gradient_norms(model, *batches[0])
     return drawn
 
 
@@ -237,14 +241,15 @@ def gradient_norms(
 ) -> "Figure":
     """Size of the gradient of each layer of the host and of each mechanism, by depth.
 
-    The network runs in evaluation mode; its own gradients stay what they are.
+    The network runs in evaluation mode; its own gradients stay what they are, and frozen parameters
+    count like others.
     """
     require("matplotlib", extra="explain")
     from foveate import figures
 
     owners = dict(mechanisms(model))
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    with in_mode(model, training=False), torch.enable_grad():
+    with in_mode(model, training=False), wanting(model, gradients=True):
+        parameters = [p for p in model.parameters() if p.requires_grad]
         found = torch.autograd.grad(loss(model(images), labels), parameters, allow_unused=True)
     slopes = {
         id(p): torch.zeros(1) if g is None else g for p, g in zip(parameters, found, strict=True)
@@ -262,6 +267,14 @@ def gradient_norms(
     return figures.gradients_by_depth(shown)
 
 
+def _some(values: Tensor, seed: int) -> Tensor:
+    """All, or as many by chance: at equal distances only some columns might be met."""
+    if len(values) <= _SAMPLE:
+        return values
+    generator = torch.Generator().manual_seed(seed)
+    return values[torch.randint(len(values), (_SAMPLE,), generator=generator)]
+
+
 def percentiles(values: Tensor) -> list[float]:
     """The values at :data:`SHARES`."""
     at = torch.tensor(SHARES, dtype=torch.float64) / 100
@@ -276,14 +289,8 @@ def gates_of(recorded: Record) -> list[tuple[str, str, Tensor]]:
         for layer in recorded.values()
         if layer.calls
         for part, found in layer.calls[-1].items()
-        if _is_gate(layer.module, part, found)
+        if is_gate(layer.module, part, found)
     ]
-
-
-def _is_gate(module: nn.Module, part: str, found: Tensor) -> bool:
-    """Whether a map weighs features; others are lengths of vectors, with no range of their own."""
-    weighs = isinstance(module, Gate) or (recognise(module) is not None and part != "added")
-    return weighs or found.shape[2:] == (1, 1)
 
 
 def _title(gate: GateSurvey) -> str:

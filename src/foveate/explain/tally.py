@@ -42,7 +42,7 @@ class Tally:
         assert self.squares is not None
         if values.shape[1:] != self.total.shape[1:]:
             raise InvalidValueError(
-                "images must have one size, but maps of "
+                "images must have one size, and a mechanism stand at one scale, but maps of "
                 f"{tuple(self.total.shape[1:])} and {tuple(values.shape[1:])} were met"
             )
         self.images += len(values)

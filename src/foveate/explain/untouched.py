@@ -8,6 +8,25 @@ from torch import Tensor, nn
 
 
 @contextmanager
+def wanting(model: nn.Module, *, gradients: bool) -> Iterator[None]:
+    """Compute with gradients, all parameters with them or all without, and give back what was.
+
+    Without, a backward pass goes through the network and changes no parameter's gradient: what
+    waits for these, as an optimizer may, does not run.
+    """
+    before = [(p, p.grad, p.requires_grad) for p in model.parameters()]
+    try:
+        for p, _, _ in before:
+            p.requires_grad_(gradients and p.is_floating_point())
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        for p, grad, wanted in before:
+            p.requires_grad_(wanted)
+            p.grad = grad
+
+
+@contextmanager
 def untouched(module: nn.Module, x: Tensor) -> Iterator[None]:
     """Compute something with a module, without gradients, and leave it and the random state alone.
 

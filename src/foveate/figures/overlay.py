@@ -82,12 +82,12 @@ def gradient(meaning: Meaning, stops: int = 9) -> list[str]:
     return [to_hex(colour) for colour in colours]
 
 
-def shortened(title: str) -> str:
+def shortened(title: str, width: int = _TITLE_WIDTH) -> str:
     """The title with the middle of each line left out where it is too wide for a panel."""
-    half = _TITLE_WIDTH // 2
+    half = width // 2
     lines = title.splitlines()
     return "\n".join(
-        f"{line[:half]}…{line[-half:]}" if len(line) > _TITLE_WIDTH else line for line in lines
+        f"{line[:half]}…{line[-half:]}" if len(line) > width else line for line in lines
     )
 
 

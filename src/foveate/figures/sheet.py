@@ -24,6 +24,8 @@ _NAME = 0.4
 _TITLE = 0.32
 _AROUND = 0.34
 """Inches of a panel's bar, and of the space between rows."""
+_TALLEST = 3.0
+_NAME_WIDTH = 36
 _LINE = 0.13
 """Inches of a line of a panel's title."""
 
@@ -113,7 +115,8 @@ def _height(section: Section, picture: Array) -> float:
 
 
 def _aspect(picture: Array) -> float:
-    return float(picture.shape[0] / picture.shape[1])
+    """Height over width of the room for a picture; a very tall one is narrower than its room."""
+    return min(_TALLEST, float(picture.shape[0] / picture.shape[1]))
 
 
 def _heading(cell: Any, text: str) -> None:
@@ -123,10 +126,10 @@ def _heading(cell: Any, text: str) -> None:
 def _draw_head(cell: Any, content: Sheet) -> None:
     names = [name for name, _ in content.probabilities]
     likeliest, share = content.probabilities[0]
-    told = f"predicted: {likeliest}, {share:.1%}"
+    told = f"predicted: {shortened(likeliest, _NAME_WIDTH)}, {share:.1%}"
     if content.truth is not None:
         verdict = "right" if likeliest == content.truth else "wrong"
-        told = f"true: {content.truth}   {told} ({verdict})"
+        told = f"true: {shortened(content.truth, _NAME_WIDTH)}   {told} ({verdict})"
     _heading(cell, told)
     left, right = cell.subplots(1, 2, width_ratios=[1, 2.2])
     left.imshow(content.picture, interpolation="nearest")
@@ -146,7 +149,7 @@ def _draw_head(cell: Any, content: Sheet) -> None:
 
 
 def _draw_section(cell: Any, content: Sheet, section: Section) -> None:
-    _heading(cell, section.title)
+    _heading(cell, shortened(section.title, 2 * _NAME_WIDTH + 20))
     rows = -(-len(section.panels) // COLUMNS)
     grid = list(cell.subplots(rows, COLUMNS, squeeze=False).flat)
     for axes, panel in zip(grid, section.panels, strict=False):
