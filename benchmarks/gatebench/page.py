@@ -78,7 +78,8 @@ def sections(found: dict[str, dict[str, Any]]) -> Iterator[str]:
     yield from _times(result, first["shape"])
     yield "## Times as fast as the faster of timm and compiled timm\n\n" + _against(result, TIMM)
     yield f"## What the bytes allow\n\n{BYTES}\n\n" + _grids(result, targets.ceiling)
-    yield f"## What one product allows\n\n{REACH}\n\n" + _grids(result, targets.reach)
+    if any(targets.reach(entry) is not None for entry in result["gates"]):
+        yield f"## What one product allows\n\n{REACH}\n\n" + _grids(result, targets.reach)
     yield "## Times as fast as timm without compilation\n\n" + _against(result, [TIMM_EAGER])
     yield "## Times as fast as foveate without kernels\n\n" + _against(result, [EAGER])
     yield f"## Memory of a training step, {place}\n\n" + _memory(result)
