@@ -154,8 +154,8 @@ def verdict(found: explain.Faithfulness) -> str:
         lines.append(f"| {name} | {' | '.join(cells)} |")
     better = [n for n in gains["deletion"] if all(g[n][1] > 0 for g in gains.values())]
     rest = [n for n in gains["deletion"] if n not in better]
-    told = f"Better than chance in both curves: {', '.join(better) or 'none'}."
-    return "\n".join([*lines, "", f"{told} Not in both: {', '.join(rest) or 'none'}."])
+    told = f"Better than chance in both curves: {'; '.join(better) or 'none'}."
+    return "\n".join([*lines, "", f"{told} Not in both: {'; '.join(rest) or 'none'}."])
 
 
 def picture(name: str, figure: figures.Figure, label: str) -> str:

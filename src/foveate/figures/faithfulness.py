@@ -62,8 +62,8 @@ def _curves(
         )
     axes.set_title(f"{kind} ({_HINTS[kind]})", loc="left", fontweight="bold")
     axes.set_xlabel("pixels, %")
-    if kind == "insertion":
-        axes.legend(fontsize="x-small", frameon=False, loc="lower right")
+    if kind == "deletion":  # whose curves leave this corner free
+        axes.legend(fontsize="x-small", frameon=False, loc="upper right")
 
 
 def _gains(axes: Axes, gains: Mapping[str, Interval], given: Mapping[str, Look]) -> None:
