@@ -94,7 +94,8 @@ def test_attention_on_skips_is_copied_compiled_exported_and_removed() -> None:
     want = model(x)
     assert not torch.equal(want, bare)
     torch._dynamo.reset()
-    assert torch.equal(torch.compile(model, backend="eager", fullgraph=True)(x), want)
+    # Compiled it takes plain operations, not kernels.
+    torch.testing.assert_close(torch.compile(model, backend="eager", fullgraph=True)(x), want)
     dynamic = ({0: torch.export.Dim("batch")},)
     exported = torch.export.export(model, (x,), dynamic_shapes=dynamic).module()
     torch.testing.assert_close(exported(x[:1].expand(3, -1, -1, -1))[:1], model(x[:1]))
