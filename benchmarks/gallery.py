@@ -20,7 +20,8 @@ from foveate.experiments.config import RunConfig
 from foveate.experiments.configfile import parse
 from foveate.experiments.data.load import Data, load_data
 from foveate.experiments.reporting.results import RunResult
-from foveate.experiments.run import MODEL, finished
+from foveate.experiments.run import finished
+from foveate.experiments.saved import MODEL
 from foveate.experiments.subject import Subject, trained
 from foveate.experiments.training.journal import read_journal
 from foveate.experiments.training.progress import Lines

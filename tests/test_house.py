@@ -16,7 +16,8 @@ SOURCES = sorted((ROOT / "src" / "foveate").rglob("*.py"))
 HEAVY = (
     *("torchvision", "timm", "matplotlib", "lightning_fabric", "pydantic", "scipy", "sklearn"),
     *("rich", "typer", "jinja2", "yaml", "tensorboard", "torchmetrics", "safetensors", "PIL"),
-    *("gradio", "fastapi", "uvicorn", "pytorch_grad_cam"),
+    *("gradio", "fastapi", "uvicorn", "pytorch_grad_cam", "huggingface_hub"),
+    *("onnx", "onnxruntime", "onnxscript", "openvino", "torchao"),
 )
 
 
@@ -39,6 +40,7 @@ def loaded_by(statement: str) -> set[str]:
         "import foveate; foveate.create('cbam', 64); foveate.list_mechanisms()",
         "import foveate; foveate.insert; foveate.remove; foveate.plan",
         "import foveate; foveate.load_weights",
+        "import foveate; foveate.export.onnx; foveate.export.int8",
         "import foveate; foveate.record; foveate.diagnose; foveate.explain.sheet",
     ],
 )
@@ -57,9 +59,11 @@ def test_public_names_are_these() -> None:
             "create",
             "diagnose",
             "explain",
+            "export",
             "get_mechanism",
             "insert",
             "list_mechanisms",
+            "load",
             "load_weights",
         ),
         *("models", "plan", "profile", "record", "remove"),
@@ -73,7 +77,7 @@ def test_public_names_stay_what_they_are() -> None:
     """A submodule of the same name would take the place of a lazy function once imported."""
     code = "import foveate as f; import foveate.cli; all(getattr(f, n) for n in f.__all__); "
     code += "print(*(n for n in f.__all__ if not callable(getattr(f, n))))"
-    assert fresh(code) == "explain models"
+    assert fresh(code) == "explain export models"
 
 
 @pytest.mark.parametrize(
@@ -82,6 +86,7 @@ def test_public_names_stay_what_they_are() -> None:
         ("create", "(key, channels, **options)"),
         ("list_mechanisms", "(pattern='*')"),
         ("remove", "(model)"),
+        ("load", "(path, *, trust_code=False)"),
         ("load_weights", "(model, weights, *, layout='auto', head='match', strict=True)"),
         ("profile", "(model, images, *, repeats=20)"),
         ("record", "(model)"),

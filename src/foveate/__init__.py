@@ -7,7 +7,8 @@ import foveate.mechanisms  # noqa: F401  (fills the registry)
 from foveate.registry import create, get_mechanism, list_mechanisms
 
 if TYPE_CHECKING:
-    from foveate import explain, models
+    from foveate import explain, export, models
+    from foveate.experiments.saved import load
     from foveate.explain import diagnose, record
     from foveate.insertion import insert, plan, remove
     from foveate.profiling import profile
@@ -19,9 +20,11 @@ __all__ = [
     "create",
     "diagnose",
     "explain",
+    "export",
     "get_mechanism",
     "insert",
     "list_mechanisms",
+    "load",
     "load_weights",
     "models",
     "plan",
@@ -33,7 +36,9 @@ __all__ = [
 _LAZY = {
     "diagnose": "foveate.explain",
     "explain": "foveate.explain",
+    "export": "foveate.export",
     "insert": "foveate.insertion",
+    "load": "foveate.experiments.saved",
     "load_weights": "foveate.weights",
     "models": "foveate.models",
     "plan": "foveate.insertion",

@@ -1,15 +1,18 @@
 """What a module costs: parameters, multiply-adds, latency, memory and energy."""
 
+import random
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+
+_Name = TypeVar("_Name", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -59,9 +62,28 @@ def timing(times: Sequence[float]) -> Timing:
     return Timing(median, high - low)
 
 
-def _milliseconds(module: nn.Module, *inputs: Any) -> float:
+def race(
+    calls: Mapping[_Name, Callable[[], object]], *, repeats: int = 20, warmup: int = 3
+) -> dict[_Name, Timing]:
+    """Time of each call; all take turns in each round, in an order that is new in each.
+
+    What slows the machine down for a while is thus shared by all.
+    """
+    for call in calls.values():
+        for _ in range(warmup):
+            call()
+    times: dict[_Name, list[float]] = {name: [] for name in calls}
+    order, chance = list(calls), random.Random(0)
+    for _ in range(repeats):
+        chance.shuffle(order)
+        for name in order:
+            times[name].append(_milliseconds(calls[name]))
+    return {name: timing(found) for name, found in times.items()}
+
+
+def _milliseconds(call: Callable[..., object], *inputs: Any) -> float:
     start = time.perf_counter()
-    module(*inputs)
+    call(*inputs)
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()
     return 1000 * (time.perf_counter() - start)

@@ -11,8 +11,10 @@ from foveate.cli.diagnose import diagnose
 from foveate.cli.doctor import doctor
 from foveate.cli.explain import explain
 from foveate.cli.explore import explore
+from foveate.cli.export import export
 from foveate.cli.list import list_keys
 from foveate.cli.plan import plan
+from foveate.cli.predict import predict
 from foveate.cli.profile import profile
 from foveate.cli.show import show
 from foveate.cli.train import train
@@ -34,6 +36,8 @@ app.command("compare")(compare)
 app.command("explain")(explain)
 app.command("explore")(explore)
 app.command("diagnose")(diagnose)
+app.command("export")(export)
+app.command("predict")(predict)
 app.command("doctor")(doctor)
 
 

@@ -27,6 +27,7 @@ def diagnose(
     mean: options.Mean = None,
     std: options.Std = None,
     root: options.Root = None,
+    trust_code: options.TrustCode = False,
     split: options.Split = "test",
     limit: options.Limit = 256,
     out: Annotated[Path | None, typer.Option(help="File for the JSON.")] = None,
@@ -40,7 +41,7 @@ def diagnose(
     check_positive(limit=limit)
     check_choice("split", split, ("train", "val", "test"))
     limits = _thresholds(threshold or [])
-    subject = options.open_model(model, weights, classes, size, mean, std)
+    subject = options.open_model(model, weights, classes, size, mean, std, trust_code=trust_code)
     batches = subject.batches(subject.load_data(data, root=root), limit=limit, split=split)
     found = foveate.diagnose(subject.module, batches, thresholds=limits)
     text = json.dumps(found.to_dict(), indent=2)

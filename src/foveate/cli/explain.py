@@ -41,6 +41,7 @@ def explain(
     mean: options.Mean = None,
     std: options.Std = None,
     root: options.Root = None,
+    trust_code: options.TrustCode = False,
     split: options.Split = "test",
     limit: options.Limit = 256,
     formats: Annotated[str, typer.Option("--format", help="png, svg, pdf, with commas.")] = "png",
@@ -60,7 +61,7 @@ def explain(
     check_positive(features=features, limit=limit)
     check_choice("split", split, ("train", "val", "test"))
     points = [_point(one) for one in point or []] or None
-    subject = options.open_model(model, weights, classes, size, mean, std)
+    subject = options.open_model(model, weights, classes, size, mean, std, trust_code=trust_code)
     opened = [(path, subject.image(path)) for path in images or []]  # all, before any is drawn
     batches = []
     if data is not None:

@@ -24,6 +24,7 @@ def explore(
     size: options.Size = None,
     mean: options.Mean = None,
     std: options.Std = None,
+    trust_code: options.TrustCode = False,
     port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="Default: the first free, from 7860.")
     ] = None,
@@ -46,7 +47,7 @@ def explore(
     def opened(name: str) -> "Subject":
         own = is_run(name) and not only_runs
         named = (None, None) if own else (weights, classes)
-        return options.open_model(name, *named, size, mean, std)
+        return options.open_model(name, *named, size, mean, std, trust_code=trust_code)
 
     with leaving_nothing():
         require("gradio", extra="explore")

@@ -1,4 +1,4 @@
-"""Arguments that ``explain``, ``diagnose`` and ``explore`` share."""
+"""Arguments that the commands share which open a model."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -25,6 +25,9 @@ Std = Annotated[str | None, typer.Option(help="Their standard deviation, likewis
 Root = Annotated[Path | None, typer.Option(help="Where torchvision sets lie.")]
 Limit = Annotated[int, typer.Option(help="Most images of the data.")]
 Split = Annotated[str, typer.Option(help="train, val or test.")]
+TrustCode = Annotated[
+    bool, typer.Option("--trust-code", help="Let a file of your own name code as its host.")
+]
 
 
 def open_model(
@@ -34,6 +37,8 @@ def open_model(
     size: int | None,
     mean: str | None,
     std: str | None,
+    *,
+    trust_code: bool = False,
 ) -> "Subject":
     """The network that the arguments name."""
     require("torchvision", extra="train")
@@ -47,6 +52,7 @@ def open_model(
         image_size=size,
         mean=_numbers("mean", mean),
         std=_numbers("std", std),
+        trust_code=trust_code,
     )
 
 

@@ -16,6 +16,7 @@ from foveate.experiments.config import RunConfig
 from foveate.experiments.configfile import parse, read_yaml, to_yaml
 from foveate.experiments.data.load import Data
 from foveate.experiments.reporting.results import Curves, RunResult
+from foveate.experiments.saved import MODEL, Trained
 from foveate.experiments.training import checkpoint
 from foveate.experiments.training.environment import describe
 from foveate.experiments.training.journal import read_journal
@@ -25,7 +26,7 @@ from foveate.experiments.training.recorder import METRICS
 from foveate.experiments.training.train import CHECKPOINT, Trainer
 
 CONFIG, DATA, ENVIRONMENT = "config.yaml", "data.json", "environment.json"
-MODEL, RESULT = "model.safetensors", "result.json"
+RESULT = "result.json"
 
 # More points than this would not be seen in a figure: neighbours are averaged.
 _CURVE_POINTS = 2000
@@ -153,19 +154,18 @@ def _conclude(trainer: Trainer) -> RunResult:
         rows = read_journal(folder / METRICS)
         result.curves = _curves(rows)
         result.images_per_second = statistics.median(_column(rows, "images_per_second"))
-        checkpoint.save(folder / MODEL, trainer.module.state_dict(), _about(trainer))
+        _trained(trainer).save(folder / MODEL)
         write_result(folder, result)
         (folder / CHECKPOINT).unlink()
     trainer.fabric.barrier()
     return result
 
 
-def _about(trainer: Trainer) -> dict[str, Any]:
-    """What gives the network again, with its weights, and feeds it."""
+def _trained(trainer: Trainer) -> Trained:
     data = trainer.data
-    names = ("classes", "mean", "std", "in_channels", "image_size")
-    fed = {name: getattr(data, name) for name in names}
-    return {"config": trainer.config.model_dump(mode="json"), **fed}
+    return Trained(
+        trainer.module, trainer.config, data.classes, data.mean, data.std, data.image_size
+    )
 
 
 def _column(rows: list[dict[str, Any]], name: str) -> list[Any]:

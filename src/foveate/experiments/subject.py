@@ -11,14 +11,11 @@ from torchvision import models as torchvision_models
 
 from foveate import models
 from foveate.errors import InvalidValueError, check_positive
-from foveate.experiments.build import build_bare, put_attention
-from foveate.experiments.config import RunConfig
-from foveate.experiments.configfile import parse
 from foveate.experiments.data.images import ImageSet, decode
 from foveate.experiments.data.load import Data, load_data
-from foveate.experiments.run import MODEL
-from foveate.experiments.training import checkpoint
+from foveate.experiments.saved import MODEL, load
 from foveate.explain import Input
+from foveate.export.to_onnx import on_session, read_about
 from foveate.hosts.by_name import build_host
 from foveate.weights import load_weights
 
@@ -43,6 +40,11 @@ class Subject:
     def feed(self) -> Input:
         """The normalisation and the names of the classes."""
         return Input(self.mean, self.std, self.classes)
+
+    def about(self) -> dict[str, Any]:
+        """What a file of another format keeps beside the network."""
+        names = ("name", "classes", "mean", "std", "image_size")
+        return {name: getattr(self, name) for name in names}
 
     def image(self, path: Path) -> Tensor:
         """The picture in a file as ``(1, C, S, S)``, normalised.
@@ -125,6 +127,7 @@ def open_subject(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     classes: Path | None = None,
+    trust_code: bool = False,
 ) -> Subject:
     """Open the network that a person names.
 
@@ -137,6 +140,7 @@ def open_subject(
         std: Likewise.
         classes: A file with a name on each line, for networks by name; by default the 1,000 classes
             of ImageNet.
+        trust_code: As for :func:`~foveate.load`.
 
     Raises:
         ValueError: If anything is unknown or unreadable.
@@ -148,7 +152,7 @@ def open_subject(
         for option, value in {"weights": weights, "classes": classes}.items():
             if value is not None:
                 raise InvalidValueError(f"{option} are those of the run, but got {option}={value}")
-        subject = trained(at / MODEL if at.is_dir() else at)
+        subject = trained(at / MODEL if at.is_dir() else at, trust_code=trust_code)
     else:
         subject = _by_name(model, weights, 224 if image_size is None else image_size, classes)
     opened = Subject(
@@ -183,25 +187,45 @@ def is_run(model: str) -> bool:
     return at.is_dir() or at.suffix == ".safetensors"
 
 
-def trained(path: Path) -> Subject:
-    """The network that a run has written.
+def trained(path: Path, *, trust_code: bool = False) -> Subject:
+    """The network that a run has written; the errors of :func:`~foveate.load`."""
+    found = load(path, trust_code=trust_code)
+    return Subject(
+        path.absolute().parent.name,
+        found.network,
+        found.classes,
+        found.mean,
+        found.std,
+        found.image_size,
+    )
+
+
+def exported(path: Path) -> Subject:
+    """The network that ``foveate export`` has written as ONNX; it can be run, and only that.
 
     Raises:
-        ValueError: If the file is missing or none of ours.
+        ValueError: If the file is missing, not whole, or from elsewhere.
     """
     if not path.is_file():
-        raise InvalidValueError(f"there is no '{path}'; a finished run has written one")
-    tensors, about = checkpoint.load(path)
-    try:
-        config = parse(RunConfig, about["config"])
-        classes, mean, std = (tuple(about[name]) for name in ("classes", "mean", "std"))
-        size = int(about["image_size"])
-    except KeyError as error:
-        raise InvalidValueError(f"{path} was not written by a run: it lacks {error}") from error
-    module = build_bare(config, len(classes), len(mean), size)
-    put_attention(module, config, len(mean), size)
-    module.load_state_dict(tensors)
-    return Subject(path.absolute().parent.name, module, classes, mean, std, size)
+        raise InvalidValueError(f"there is no '{path}'")
+    about = read_about(path)
+    if about is None:
+        raise InvalidValueError(
+            f"{path} names no classes: only files that 'foveate export' has written can be used"
+        )
+    classes, mean, std = (tuple(about[name]) for name in ("classes", "mean", "std"))
+    return Subject(about["name"], _Elsewhere(path), classes, mean, std, about["image_size"])
+
+
+class _Elsewhere(nn.Module):
+    """Runs in ONNX Runtime."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.run = on_session(path)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.run(images)
 
 
 def _by_name(name: str, weights: str | None, size: int, names: Path | None) -> Subject:

@@ -37,9 +37,10 @@ def with_places(
 ) -> tuple[Tensor, Tensor]:
     """Queries and keys of :func:`relative_attention` whose products are the whole scores."""
     rows, columns = row_logits.shape[3], column_logits.shape[3]
-    row = torch.eye(rows, dtype=key.dtype, device=key.device).repeat_interleave(columns, dim=0)
-    column = torch.eye(columns, dtype=key.dtype, device=key.device).repeat(rows, 1)
-    place = torch.cat([row, column], dim=1).expand(*key.shape[:2], -1, -1)
+    at = torch.arange(rows * columns, device=key.device).unsqueeze(1)  # (rows * columns, 1)
+    row = at // columns == torch.arange(rows, device=key.device)  # (rows * columns, rows)
+    column = at % columns == torch.arange(columns, device=key.device)
+    place = torch.cat([row, column], dim=1).to(key.dtype).expand(*key.shape[:2], -1, -1)
     query = torch.cat([query, row_logits.to(query.dtype), column_logits.to(query.dtype)], dim=3)
     return query, torch.cat([key, place], dim=3)
 

@@ -76,7 +76,7 @@ def _files(folder: Path, classes: list[str]) -> ImageSet:
     paths: list[Path] = []
     labels: list[int] = []
     for name, at in here.items():
-        images = _images(at)
+        images = list_images(at)
         if not images:
             accepted = " ".join(sorted(EXTENSIONS))
             raise InvalidValueError(f"'{at}' holds no image; accepted: {accepted}")
@@ -87,7 +87,8 @@ def _files(folder: Path, classes: list[str]) -> ImageSet:
     return ImageSet(torch.tensor(labels), None, tuple(paths))
 
 
-def _images(folder: Path) -> list[Path]:
+def list_images(folder: Path) -> list[Path]:
+    """The image files in a folder, however deep, in order; what is hidden is left out."""
     found = []
     for base, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]

@@ -1,0 +1,164 @@
+"""``foveate export``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from foveate.cli import looked_at as options
+from foveate.errors import InvalidValueError, check_choice, check_positive, require
+
+if TYPE_CHECKING:
+    import torch
+
+    from foveate.experiments.subject import Subject
+    from foveate.export import Runner
+
+ENDINGS = {"onnx": ".onnx", "torch": ".pt2", "openvino": ".xml", "tensorrt": ".engine"}
+_BATCH = 32
+
+
+def export(
+    model: options.Model,
+    to: Annotated[str, typer.Option(help="onnx, torch, openvino or tensorrt.")] = "onnx",
+    int8: Annotated[bool, typer.Option("--int8", help="Quantise; needs --data.")] = False,
+    data: Annotated[
+        str | None, typer.Option(help="Folder or set of images to calibrate and judge eight bits.")
+    ] = None,
+    calibrate: Annotated[int, typer.Option(help="Training images to calibrate on.")] = 128,
+    limit: Annotated[int | None, typer.Option(help="Most test images to judge on.")] = None,
+    max_drop: Annotated[float, typer.Option(help="Points of accuracy that may be lost.")] = 1.0,
+    gates: Annotated[bool, typer.Option("--gates", help="Quantise inside attention too.")] = False,
+    opset: Annotated[int | None, typer.Option(help="ONNX operators: 11 to the newest.")] = None,
+    fixed_size: Annotated[
+        bool, typer.Option("--fixed-size", help="Keep height and width closed.")
+    ] = False,
+    weights: options.Weights = None,
+    classes: options.Classes = None,
+    size: options.Size = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    root: options.Root = None,
+    trust_code: options.TrustCode = False,
+    out: Annotated[
+        Path | None, typer.Option(help="File; default: the model's name with the usual ending.")
+    ] = None,
+) -> int:
+    """Write a network for another runtime, and hold it against the original at other sizes."""
+    check_choice("target", to, ENDINGS)
+    check_positive(calibrate=calibrate)
+    _check_options(to, int8, data, opset)
+    for module in ("onnx", "onnxscript", "onnxruntime"):
+        require(module, extra="export")
+    subject = options.open_model(model, weights, classes, size, mean, std, trust_code=trust_code)
+    path = out or Path(subject.name.replace(":", "-")).with_suffix(ENDINGS[to])
+    import torch
+
+    example = torch.zeros(1, len(subject.mean), subject.image_size, subject.image_size)
+    with torch.no_grad():
+        if int8:
+            return _quantised(
+                subject,
+                example,
+                path,
+                to,
+                max_drop=max_drop,
+                gates=gates,
+                images=_images(subject, str(data), root, calibrate, limit),
+            )
+        return _plain(subject, example, path, to, opset=opset, fixed_size=fixed_size)
+
+
+def _check_options(to: str, int8: bool, data: str | None, opset: int | None) -> None:
+    if int8 and data is None:
+        raise InvalidValueError("--int8 needs --data: images to calibrate and to judge on")
+    if data is not None and not int8:
+        raise InvalidValueError("--data is for --int8, which was not given")
+    if int8 and to == "tensorrt":
+        raise InvalidValueError("--int8 goes to onnx, torch or openvino, but got --to tensorrt")
+    if opset is not None and to != "onnx":
+        raise InvalidValueError(f"--opset is for --to onnx, but got --to {to}")
+
+
+def _plain(
+    subject: "Subject", example: "torch.Tensor", path: Path, to: str, **how: Any
+) -> int:
+    from foveate import export
+
+    if to == "tensorrt":
+        export.tensorrt(subject.module, example, path)
+        typer.echo(f"{path}: an engine for this machine's graphics card")
+        return 0
+    if to == "onnx":
+        found = export.onnx(subject.module, example, path, about=subject.about(), **how)
+    else:
+        write = {"torch": export.program, "openvino": export.openvino}[to]
+        found = write(subject.module, example, path, fixed_size=how["fixed_size"])
+    shapes = ", ".join("x".join(map(str, shape)) for shape in found.differences)
+    typer.echo(f"{path}: agrees within {found.worst:.1e} at {shapes}")
+    return 0
+
+
+class _Images:
+    """What eight bits are calibrated and judged on."""
+
+    def __init__(self, calibration: Any, test: Any) -> None:
+        self.calibration = [images for images, _ in calibration]
+        self._test = test
+
+    def score(self, runner: "Runner") -> float:
+        """Accuracy in percent."""
+        hits = sum(int((runner(x).argmax(1) == labels).sum()) for x, labels in self._test)
+        return 100 * hits / sum(len(labels) for _, labels in self._test)
+
+
+def _images(
+    subject: "Subject", name: str, root: Path | None, calibrate: int, limit: int | None
+) -> _Images:
+    data = subject.load_data(name, root=root)
+    return _Images(
+        subject.batches(data, split="train", limit=calibrate, batch_size=_BATCH),
+        subject.batches(data, split="test", limit=limit, batch_size=_BATCH),
+    )
+
+
+def _quantised(
+    subject: "Subject",
+    example: "torch.Tensor",
+    path: Path,
+    to: str,
+    *,
+    max_drop: float,
+    gates: bool,
+    images: _Images,
+) -> int:
+    import tempfile
+
+    from rich.console import Console
+
+    from foveate import export
+    from foveate.export.to_onnx import written
+    from foveate.export.to_openvino import convert
+
+    how = {"max_drop": max_drop, "gates": gates}
+    try:
+        if to == "torch":
+            scores = export.program_int8(
+                subject.module, example, path, images.calibration, images.score, **how
+            )
+            typer.echo(f"{path}: accuracy {scores[0]:.2f} % before, {scores[1]:.2f} % after")
+            return 0
+        with tempfile.TemporaryDirectory() as folder:
+            plain, small = Path(folder) / "plain.onnx", Path(folder) / "small.onnx"
+            export.onnx(subject.module, example, plain, about=subject.about())
+            at = path if to == "onnx" else small
+            made = export.int8(plain, at, images.calibration, images.score, **how)
+            if to == "openvino":
+                with written(path) as draft:
+                    convert(small, draft)
+    except export.DropError as error:
+        typer.echo(f"foveate: {error}", err=True)
+        return 1
+    Console().print(made)
+    typer.echo(str(path))
+    return 0

@@ -1,0 +1,185 @@
+"""Trained networks as one file: weights, and what gives the network again and feeds it."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl
+
+from torch import Tensor, nn
+
+from foveate.errors import InvalidValueError, require
+
+require("huggingface_hub", extra="train")
+
+from huggingface_hub import ModelHubMixin, hf_hub_download  # noqa: E402
+
+from foveate.experiments.build import build_bare, put_attention  # noqa: E402
+from foveate.experiments.config import RunConfig  # noqa: E402
+from foveate.experiments.configfile import parse  # noqa: E402
+from foveate.experiments.training import checkpoint  # noqa: E402
+
+MODEL = "model.safetensors"
+"""Name of the file in the folder of a run, and in a repository."""
+CARD = "config.json"
+
+_FED = ("classes", "mean", "std", "in_channels", "image_size")
+# Options of hosts that read files or fetch them.
+_REACHING = (
+    *("cache_dir", "checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"),
+    *("weights", "weights_backbone"),
+)
+
+
+class Trained(ModelHubMixin, nn.Module, library_name="foveate", tags=["attention"]):  # type: ignore[misc]
+    """A trained network, and what it is fed with.
+
+    ``save_pretrained``, ``from_pretrained`` and ``push_to_hub`` are those of huggingface_hub.
+
+    Args:
+        network: Takes normalised images ``(B, C, H, W)``.
+        config: Of the run: host, attention, recipe.
+        classes: Names of the classes, in the order of the outputs.
+        mean: Of the pixels in [0, 1], for each channel.
+        std: Likewise.
+        image_size: Side of the images, in pixels.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        config: RunConfig,
+        classes: tuple[str, ...],
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        image_size: int,
+    ) -> None:
+        super().__init__()
+        self.network, self.config = network, config
+        self.classes, self.mean, self.std, self.image_size = classes, mean, std, image_size
+
+    def forward(self, images: Tensor) -> Any:
+        return self.network(images)
+
+    def about(self) -> dict[str, Any]:
+        """Everything but the weights, as JSON holds it."""
+        return {
+            "config": self.config.model_dump(mode="json"),
+            "classes": list(self.classes),
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "in_channels": len(self.mean),
+            "image_size": self.image_size,
+        }
+
+    def save(self, path: Path) -> None:
+        """Write the network as one file that :func:`load` reads."""
+        checkpoint.save(path, self.network.state_dict(), self.about())
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        self.save(save_directory / MODEL)
+        checkpoint.write_text(save_directory / CARD, json.dumps(self.about(), indent=2))
+
+    @classmethod
+    def _from_pretrained(
+        cls,
+        *,
+        model_id: str,
+        revision: str | None,
+        cache_dir: str | Path | None,
+        force_download: bool,
+        local_files_only: bool,
+        token: str | bool | None,
+        **options: Any,
+    ) -> "Trained":
+        if Path(model_id).is_dir():
+            return load(model_id, **options)
+        path = hf_hub_download(
+            model_id,
+            MODEL,
+            revision=revision,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+            token=token,
+        )
+        return load(path, **options)
+
+
+def load(path: str | Path, *, trust_code: bool = False) -> Trained:
+    """The network that a run has written, in evaluation mode.
+
+    Nothing in a file is executed: weights are safetensors, and the rest names hosts and mechanisms
+    that are installed here.
+
+    Args:
+        path: The folder of a run, or its ``model.safetensors``.
+        trust_code: Let the file also name a host as ``module:function``, which is imported and
+            called. Only for files of your own.
+
+    Raises:
+        ValueError: If the file is missing, none of ours, of another architecture than it says, or
+            names code.
+    """
+    path = Path(path).expanduser()
+    at = path / MODEL if path.is_dir() else path
+    if not at.is_file():
+        raise InvalidValueError(f"there is no '{at}'; a finished run has written one")
+    tensors, about = checkpoint.load(at)
+    try:
+        config = parse(RunConfig, about["config"])
+        classes, mean, std, channels, size = (about[name] for name in _FED)
+        trained = _empty(config, tuple(classes), tuple(mean), tuple(std), int(size), trust_code)
+    except (KeyError, TypeError) as error:
+        raise InvalidValueError(f"{at} was not written by a run: it lacks {error}") from error
+    if channels != len(mean):
+        raise InvalidValueError(f"{at} has {len(mean)} means for {channels} channels")
+    _fill(trained.network, tensors, at)
+    return trained.eval()
+
+
+def _empty(
+    config: RunConfig,
+    classes: tuple[str, ...],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    size: int,
+    trust_code: bool,
+) -> Trained:
+    if not trust_code:
+        _check_host(config.host)
+    network = build_bare(config, len(classes), len(mean), size)
+    put_attention(network, config, len(mean), size)
+    return Trained(network, config, classes, mean, std, size)
+
+
+def _check_host(host: str) -> None:
+    """Refuse hosts that are code or reach for files, which a stranger may have named."""
+    name, _, query = host.partition("?")
+    if ":" in name and not name.startswith("timm:"):
+        raise InvalidValueError(
+            f"the file names code of its own as its host, '{name}', which is run only if you trust "
+            "it (trust_code=True, --trust-code)"
+        )
+    for option, _ in parse_qsl(query, keep_blank_values=True):
+        if option in _REACHING:
+            raise InvalidValueError(
+                f"the file gives its host the option '{option}', which reads other files; it is "
+                "used only if you trust it (trust_code=True, --trust-code)"
+            )
+
+
+def _fill(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Give a network its weights, all of them or none."""
+    own = network.state_dict()
+    for name in [*own, *tensors]:
+        if name not in tensors:
+            raise InvalidValueError(f"{path} is of another architecture: it lacks '{name}'")
+        if name not in own:
+            raise InvalidValueError(f"{path} is of another architecture: it has '{name}'")
+        if own[name].shape != tensors[name].shape:
+            raise InvalidValueError(
+                f"{path} is of another architecture: '{name}' is {tuple(tensors[name].shape)} "
+                f"there and {tuple(own[name].shape)} here"
+            )
+    network.load_state_dict(tensors)

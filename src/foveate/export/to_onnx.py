@@ -1,0 +1,258 @@
+"""A network as an ONNX file that takes any batch and size, compared before it is kept."""
+
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foveate.errors import InvalidTypeError, InvalidValueError, require
+from foveate.export.agreement import Agreement, Runner, agree, check_output
+from foveate.export.layers import first_difference
+from foveate.mechanisms.base import Attention
+from foveate.modes import in_mode
+
+Size = tuple[int, int, int]
+"""Images, height and width."""
+OLDEST = 11
+"""Version of the operators before which convolutions and resizing were others."""
+
+_ABOUT, _ATTENTION = "foveate", "foveate.attention"
+
+
+def onnx(
+    model: nn.Module,
+    example: Tensor,
+    path: str | os.PathLike[str],
+    *,
+    opset: int | None = None,
+    sizes: Sequence[Size] | None = None,
+    fixed_size: bool = False,
+    tolerance: float = 1e-4,
+    about: Mapping[str, Any] | None = None,
+) -> Agreement:
+    """Write a network as ONNX, run it in ONNX Runtime at other sizes, and compare.
+
+    Batch, height and width stay open. The file is written only if all outputs agree; until then
+    it has another name.
+
+    Args:
+        model: In any mode; what is exported is its evaluation mode.
+        example: An input ``(B, C, H, W)`` that it takes, on its device.
+        path: Of the file.
+        opset: Version of the operators, from 11; by default that of the exporter.
+        sizes: Batch, height and width of the inputs that are compared; by default batches of 1, 2
+            and 5, and three sizes besides that of the example.
+        fixed_size: Keep height and width as they are in the example, for networks that take no
+            others.
+        tolerance: Largest difference, relative to the largest absolute value of the output.
+        about: Anything that JSON can hold, to be kept in the file; see :func:`read_about`.
+
+    Returns:
+        How well both agree, shape by shape.
+
+    Raises:
+        MismatchError: If they do not; it names the layer where it begins.
+        ValueError: If the network cannot be exported with open sizes or in that opset, or refuses
+            one of the sizes.
+        TypeError: For a compiled network.
+        ImportError: Without ONNX, which comes with ``foveate[export]``.
+
+    Example:
+        >>> import foveate, torch, torchvision
+        >>> model = torchvision.models.resnet18()
+        >>> _ = foveate.insert(model, "cbam", example=torch.zeros(1, 3, 64, 64))
+        >>> foveate.export.onnx(model, torch.zeros(1, 3, 64, 64), "model.onnx")  # doctest: +SKIP
+    """
+    for module in ("onnx", "onnxscript", "onnxruntime"):
+        require(module, extra="export")
+    _check_opset(opset)
+    inputs = _inputs(example, sizes, fixed_size)
+    notes = {
+        _ATTENTION: json.dumps([n for n, m in model.named_modules() if isinstance(m, Attention)])
+    }
+    if about is not None:
+        notes[_ABOUT] = json.dumps(about)
+    with written(path) as draft, in_mode(model, training=False), torch.no_grad():
+        _export(model, example, draft, opset, fixed_size, notes)
+        return agree(
+            model,
+            on_session(draft),
+            inputs,
+            tolerance,
+            partial(first_difference, model, draft, tolerance=tolerance),
+        )
+
+
+def read_about(path: Path) -> dict[str, Any] | None:
+    """What :func:`onnx` was told to keep in a file; None if nothing.
+
+    Raises:
+        ValueError: If the file is no ONNX file, or not whole.
+    """
+    notes = _notes(path)
+    return json.loads(notes[_ABOUT]) if _ABOUT in notes else None
+
+
+def read_attention(path: Path) -> list[str]:
+    """Names of the modules of the original that are attention."""
+    return json.loads(_notes(path).get(_ATTENTION, "[]"))
+
+
+def _notes(path: Path) -> dict[str, str]:
+    return {one.key: one.value for one in open_proto(path).metadata_props}
+
+
+def open_proto(path: Path) -> Any:
+    """The graph in a file.
+
+    Raises:
+        ValueError: If it is no ONNX file, or not whole.
+    """
+    library = require("onnx", extra="export")
+    try:
+        proto = library.load(str(path))
+        library.checker.check_model(proto)
+    except Exception as error:  # of parser or checker
+        reason = str(error).partition("\n")[0]
+        raise InvalidValueError(f"{path} is not a whole ONNX file: {reason}") from error
+    return proto
+
+
+def session(source: Path | bytes, provider: str = "CPUExecutionProvider") -> Any:
+    """A file or a graph, ready to run in ONNX Runtime on as many threads as torch has."""
+    runtime = require("onnxruntime", extra="export")
+    options = runtime.SessionOptions()
+    options.log_severity_level = 4  # what fails is raised
+    options.intra_op_num_threads = torch.get_num_threads()
+    opened = str(source) if isinstance(source, Path) else source
+    return runtime.InferenceSession(opened, options, providers=[provider])
+
+
+def on_session(source: Path | bytes, provider: str = "CPUExecutionProvider") -> Runner:
+    """Runs a file or a graph in ONNX Runtime, which is opened when it is first called."""
+    opened: list[Any] = []
+
+    def run(images: Tensor) -> Tensor:
+        if not opened:
+            opened.append(session(source, provider))
+        name = opened[0].get_inputs()[0].name
+        return torch.from_numpy(opened[0].run(None, {name: images.cpu().numpy()})[0])
+
+    return run
+
+
+@contextmanager
+def written(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A place for a file, which is moved to its own if nothing is raised.
+
+    Raises:
+        ValueError: If there is no such folder, or it cannot be written.
+    """
+    target = Path(path)
+    if not target.parent.is_dir() or target.is_dir():
+        raise InvalidValueError(f"cannot write {target}: it must be a file in a folder that exists")
+    try:
+        folder = tempfile.TemporaryDirectory(dir=target.parent, prefix=".foveate-")
+    except OSError as error:
+        raise InvalidValueError(f"cannot write {target}: {error.strerror or error}") from error
+    with folder as name:
+        yield Path(name) / target.name
+        for made in Path(name).iterdir():
+            os.replace(made, target.parent / made.name)
+
+
+def usual_sizes(height: int, width: int) -> list[Size]:
+    """What is compared by default: the size of the example, and three others.
+
+    Example:
+        >>> usual_sizes(64, 64)
+        [(1, 64, 64), (5, 96, 64), (1, 64, 128), (2, 97, 131)]
+    """
+    higher, wider = height + height // 2, 2 * width
+    return [(1, height, width), (5, higher, width), (1, height, wider), (2, higher + 1, wider + 3)]
+
+
+def _check_opset(opset: int | None) -> None:
+    newest = require("onnx", extra="export").defs.onnx_opset_version()
+    if opset is not None and not OLDEST <= opset <= newest:
+        raise InvalidValueError(f"opset must be from {OLDEST} to {newest}, but got {opset}")
+
+
+def _inputs(example: Tensor, sizes: Sequence[Size] | None, fixed_size: bool) -> list[Tensor]:
+    if example.dim() != 4:
+        raise InvalidValueError(f"example must be (B, C, H, W), but got {tuple(example.shape)}")
+    height, width = example.shape[2:]
+    usual = [(b, height, width) for b in (1, 2, 5)] if fixed_size else usual_sizes(height, width)
+    generator = torch.Generator().manual_seed(0)
+    return [
+        torch.randn(b, example.shape[1], h, w, generator=generator).to(example)
+        for b, h, w in (usual if sizes is None else sizes)
+    ]
+
+
+def _export(
+    model: nn.Module,
+    example: Tensor,
+    path: Path,
+    opset: int | None,
+    fixed_size: bool,
+    notes: Mapping[str, str],
+) -> None:
+    program = exported(model, example, fixed_size=fixed_size, then=partial(_translated, opset))
+    program.model.metadata_props.update(notes)
+    program.save(path)
+    proto = open_proto(path)
+    found = next(one.version for one in proto.opset_import if not one.domain)
+    if opset is not None and found != opset:
+        raise InvalidValueError(
+            f"the graph of this {type(model).__name__} cannot be written in opset {opset}; "
+            f"it needs {found}"
+        )
+    require("onnx", extra="export").shape_inference.infer_shapes(
+        proto, check_type=True, strict_mode=True
+    )
+
+
+def _translated(opset: int | None, program: torch.export.ExportedProgram) -> Any:
+    how = {} if opset is None else {"opset_version": opset}
+    return torch.onnx.export(program, dynamo=True, input_names=["images"], verbose=False, **how)
+
+
+def exported(
+    model: nn.Module,
+    example: Tensor,
+    *,
+    fixed_size: bool = False,
+    then: Callable[[torch.export.ExportedProgram], Any] = lambda program: program,
+) -> Any:
+    """The program of a network in evaluation mode with open sizes, and what is made of it.
+
+    Raises:
+        ValueError: If the network has none.
+        TypeError: For a compiled network.
+    """
+    if hasattr(model, "_orig_mod"):
+        raise InvalidTypeError("a compiled network cannot be exported; pass the one it is made of")
+    check_output(model(example))
+    # A batch of one would be taken for a constant.
+    images = torch.cat([example, example]) if len(example) == 1 else example
+    open_ones = (0,) if fixed_size else (0, 2, 3)
+    shapes = (dict.fromkeys(open_ones, torch.export.Dim.DYNAMIC),)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the exporter, about itself
+            return then(torch.export.export(model, (images,), dynamic_shapes=shapes))
+    except Exception as error:  # of any kind, from deep inside
+        reason = str(error).strip().partition("\n")[0]
+        hint = "" if fixed_size else " with open sizes; it may have one with fixed_size"
+        raise InvalidValueError(
+            f"this {type(model).__name__} cannot be exported{hint}: {reason}"
+        ) from error

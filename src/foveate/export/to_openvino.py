@@ -1,0 +1,70 @@
+"""A network for OpenVINO."""
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foveate.errors import InvalidValueError, require
+from foveate.export.agreement import Agreement, Runner, agree
+from foveate.export.to_onnx import Size, _inputs, onnx, written
+from foveate.modes import in_mode
+
+
+def openvino(
+    model: nn.Module,
+    example: Tensor,
+    path: str | os.PathLike[str],
+    *,
+    sizes: Sequence[Size] | None = None,
+    fixed_size: bool = False,
+    tolerance: float = 1e-4,
+) -> Agreement:
+    """Write a network as ``.xml`` and ``.bin``, run it in OpenVINO at other sizes, and compare.
+
+    Args:
+        model: As for :func:`foveate.export.onnx`, which it goes through, as do the others.
+        example: Likewise.
+        path: Of the ``.xml`` file.
+        sizes: Likewise.
+        fixed_size: Likewise.
+        tolerance: Likewise.
+
+    Raises:
+        MismatchError: If outputs differ.
+        ValueError: As for :func:`foveate.export.onnx`.
+        ImportError: Without OpenVINO, which comes with ``foveate[openvino]``.
+    """
+    if Path(path).suffix != ".xml":
+        raise InvalidValueError(f"the file of an OpenVINO model ends in .xml, but got '{path}'")
+    require("openvino", extra="openvino")
+    with tempfile.TemporaryDirectory() as folder, written(path) as draft:
+        between = Path(folder) / "model.onnx"
+        onnx(model, example, between, sizes=sizes, fixed_size=fixed_size, tolerance=tolerance)
+        convert(between, draft)
+        with in_mode(model, training=False), torch.no_grad():
+            return agree(
+                model, on_openvino(draft), _inputs(example, sizes, fixed_size), tolerance
+            )
+
+
+def convert(source: Path, path: Path) -> None:
+    """Turn an ONNX file into OpenVINO's two files."""
+    library = require("openvino", extra="openvino")
+    library.save_model(library.convert_model(str(source)), str(path), compress_to_fp16=False)
+
+
+def on_openvino(path: Path) -> Runner:
+    """Runs a file on the processor, in full precision, on as many threads as torch has."""
+    library = require("openvino", extra="openvino")
+    how = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    compiled: Any = library.Core().compile_model(str(path), "CPU", how)
+
+    def run(images: Tensor) -> Tensor:
+        return torch.from_numpy(compiled(images.cpu().numpy())[0].copy())
+
+    return run

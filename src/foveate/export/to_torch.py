@@ -1,0 +1,138 @@
+"""A network as a program of torch.export, in floating point or in eight bits."""
+
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foveate.errors import InvalidValueError, require
+from foveate.export.agreement import (
+    Agreement,
+    Runner,
+    agree,
+    check_calibration,
+    check_drop,
+)
+from foveate.export.to_onnx import Size, _inputs, exported, written
+from foveate.mechanisms.base import Attention
+from foveate.modes import in_mode
+
+
+def program(
+    model: nn.Module,
+    example: Tensor,
+    path: str | os.PathLike[str],
+    *,
+    sizes: Sequence[Size] | None = None,
+    fixed_size: bool = False,
+    tolerance: float = 1e-4,
+) -> Agreement:
+    """Write a network as a program ``.pt2``, read it back, run it at other sizes, and compare.
+
+    Args:
+        model: As for :func:`foveate.export.onnx`, as are the others.
+        example: Likewise.
+        path: Of the file; ``torch.export.load`` reads it where foveate is not installed.
+        sizes: Likewise.
+        fixed_size: Likewise.
+        tolerance: Likewise.
+
+    Raises:
+        MismatchError: If outputs differ.
+        ValueError: As for :func:`foveate.export.onnx`.
+    """
+    inputs = _inputs(example, sizes, fixed_size)
+    with _saved(path) as draft, in_mode(model, training=False), torch.no_grad():
+        torch.export.save(exported(model, example, fixed_size=fixed_size), draft)
+        return agree(model, on_program(draft), inputs, tolerance)
+
+
+def _saved(path: str | os.PathLike[str]) -> Any:
+    if Path(path).suffix != ".pt2":
+        raise InvalidValueError(f"the file of a torch program ends in .pt2, but got '{path}'")
+    return written(path)
+
+
+def on_program(path: Path) -> Runner:
+    """Runs a file of :func:`program`."""
+    module = torch.export.load(path).module()
+    return lambda images: module(images)
+
+
+def program_int8(
+    model: nn.Module,
+    example: Tensor,
+    path: str | os.PathLike[str],
+    calibration: Sequence[Tensor],
+    score: Callable[[Runner], float],
+    *,
+    max_drop: float = 1.0,
+    gates: bool = False,
+) -> tuple[float, float]:
+    """Quantise convolutions and linear layers to eight bits by torchao, and write the program.
+
+    What is written simulates the integers wherever it runs; ``torch.compile`` makes integer kernels
+    of it on x86 processors.
+
+    Args:
+        model: As for :func:`foveate.export.onnx`.
+        example: Likewise.
+        path: Of the ``.pt2`` file.
+        calibration: As for :func:`foveate.export.int8`, as are the others.
+        score: Likewise.
+        max_drop: Likewise.
+        gates: Likewise.
+
+    Returns:
+        The scores before and after.
+
+    Raises:
+        DropError: If the score loses more.
+        ValueError: If there are no images, or the network cannot be exported.
+        ImportError: Without torchao, which comes with ``foveate[export]``.
+    """
+    require("torchao", extra="export")
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+    check_calibration(calibration)
+    with (
+        _saved(path) as draft,
+        in_mode(model, training=False),
+        torch.no_grad(),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")  # of torchao, about itself
+        prepared = prepare_pt2e(exported(model, example).module(), _quantizer(model, gates))
+        for images in calibration:
+            prepared(images)
+        quantized = convert_pt2e(prepared)
+        before, after = score(model), score(quantized)
+        check_drop(before, after, max_drop)
+        torch.export.save(_program(quantized, example), draft)
+    return before, after
+
+
+def _program(module: Any, example: Tensor) -> torch.export.ExportedProgram:
+    """The program of a graph module, which is in evaluation mode for good."""
+    images = torch.cat([example, example]) if len(example) == 1 else example
+    shapes = (dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC),)
+    return torch.export.export(module, (images,), dynamic_shapes=shapes)
+
+
+def _quantizer(model: nn.Module, gates: bool) -> Any:
+    from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import (
+        X86InductorQuantizer,
+        get_default_x86_inductor_quantization_config,
+    )
+
+    quantizer = X86InductorQuantizer()
+    quantizer.set_global(get_default_x86_inductor_quantization_config())
+    if not gates:
+        for name, module in model.named_modules():
+            if isinstance(module, Attention):
+                quantizer.set_module_name_qconfig(name, None)
+    return quantizer

@@ -1,0 +1,315 @@
+"""Exported networks: they agree at other sizes, or the export fails and says where."""
+
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import foveate
+from cases import DEFAULTS, Case
+from foveate import export
+from foveate.export.layers import layers_of
+from foveate.export.to_onnx import open_proto, read_attention, usual_sizes
+from foveate.insertion import insert
+
+SIZES = [(1, 21, 17), (5, 16, 24), (3, 28, 28), (2, 14, 10)]
+IMAGE = torch.zeros(1, 3, 14, 10)
+
+
+class Around(nn.Module):
+    """A mechanism between two convolutions, so that no size of the map is the input's alone."""
+
+    def __init__(self, mechanism: nn.Module, channels: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, channels, 3, padding=1)
+        self.attention = mechanism
+        self.head = nn.Conv2d(channels, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.attention(self.stem(x)))
+
+
+def network(key: str = "se", **options: object) -> nn.Module:
+    torch.manual_seed(0)
+    host = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 5, 1)
+    )
+    host.add_module("pool", nn.AdaptiveAvgPool2d(1))
+    host.add_module("flat", nn.Flatten())
+    insert(host, key, where="after", at="2", init="paper", example=IMAGE, **options)
+    return host.eval()
+
+
+@pytest.mark.parametrize("case", DEFAULTS, ids=lambda case: case.id)
+def test_every_mechanism_computes_the_same_in_onnx_at_other_sizes(
+    case: Case, tmp_path: Path
+) -> None:
+    channels = case.fit(16)
+    model = Around(case.randomised(channels, dtype=torch.float32), channels)
+    sizes = [(b, h + case.least, w + case.least) for b, h, w in SIZES]
+    example = torch.zeros(1, 3, 14 + case.least, 10 + case.least)
+    found = export.onnx(model, example, tmp_path / "m.onnx", sizes=sizes)
+    assert list(found.differences) == [(b, 3, h, w) for b, h, w in sizes]
+    assert found.worst < 1e-4
+    graph = open_proto(tmp_path / "m.onnx").graph
+    # Fused kernels would be operations of our own, and baked sizes would be in these.
+    assert {node.domain for node in graph.node} == {""}
+    assert "attention" in {name for node in graph.node for name in layers_of(node)} or (
+        case.key == "static"
+    )
+
+
+class Wrong(nn.Module):
+    """Computes something else when it is exported."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (1.01 if torch.compiler.is_exporting() else 1.0)
+
+
+def test_a_mismatch_names_the_layer_where_it_begins_and_keeps_nothing(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU())
+    model.add_module("wrong", nn.Sequential(nn.Conv2d(4, 4, 1), Wrong()))
+    model.add_module("after", nn.Conv2d(4, 2, 1))
+    path = tmp_path / "m.onnx"
+    path.write_bytes(b"what was there")
+    with pytest.raises(export.MismatchError, match=r"begins at layer 'wrong\.1'"):
+        export.onnx(model, IMAGE, path)
+    assert path.read_bytes() == b"what was there"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_network_without_open_sizes_can_be_exported_for_one(tmp_path: Path) -> None:
+    class Fixed(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + torch.ones(14, 10)
+
+    with pytest.raises(ValueError, match="cannot be exported with open sizes.*fixed_size"):
+        export.onnx(Fixed(), IMAGE, tmp_path / "m.onnx")
+    assert not list(tmp_path.iterdir())
+    found = export.onnx(Fixed(), IMAGE, tmp_path / "m.onnx", fixed_size=True)
+    assert list(found.differences) == [(b, 3, 14, 10) for b in (1, 2, 5)]
+
+
+def test_mode_and_gradients_stay_as_they_were(tmp_path: Path) -> None:
+    model = network().train()
+    model[0].eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    export.onnx(model, IMAGE, tmp_path / "m.onnx")
+    assert [m.training for m in model.children()] == [False, True, True, True, True, True]
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+@pytest.mark.parametrize("opset", [11, 13, 17, 18, 21])
+def test_the_file_has_the_opset_that_was_asked_for_or_there_is_none(
+    opset: int, tmp_path: Path
+) -> None:
+    try:
+        export.onnx(network(), IMAGE, tmp_path / "m.onnx", opset=opset)
+    except ValueError as error:
+        assert opset < 18
+        assert f"cannot be written in opset {opset}" in str(error)
+        assert not list(tmp_path.iterdir())
+    else:
+        proto = open_proto(tmp_path / "m.onnx")
+        assert [one.version for one in proto.opset_import if not one.domain] == [opset]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "words"),
+    [
+        ({"opset": 10}, ValueError, "opset must be from 11 to"),
+        ({"opset": 99}, ValueError, "opset must be from 11 to"),
+        ({"example": torch.zeros(3, 14, 10)}, ValueError, r"example must be \(B, C, H, W\)"),
+        ({"path": "no/such/folder/m.onnx"}, ValueError, "cannot write"),
+        ({"sizes": [(1, 0, 0)]}, ValueError, "the network itself refuses"),
+    ],
+)
+def test_bad_input_is_named(
+    change: dict[str, object],
+    error: type[Exception],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    how = {"model": network(), "example": IMAGE, "path": "m.onnx", **change}
+    with pytest.raises(error, match=words):
+        export.onnx(**how)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_not_one_network_with_one_output_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="a compiled network cannot be exported"):
+        export.onnx(torch.compile(network(), backend="eager"), IMAGE, tmp_path / "m.onnx")
+
+    class Two(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return x, x
+
+    with pytest.raises(ValueError, match="only networks that give one tensor.* gives tuple"):
+        export.onnx(Two(), IMAGE, tmp_path / "m.onnx")
+
+
+def test_a_file_keeps_what_it_was_told_and_where_attention_is(tmp_path: Path) -> None:
+    about = {"classes": ["é", "b"], "mean": [0.5]}
+    export.onnx(network("cbam"), IMAGE, tmp_path / "m.onnx", about=about)
+    assert export.read_about(tmp_path / "m.onnx") == about
+    assert read_attention(tmp_path / "m.onnx")[0] == "2.attention"
+
+
+def test_a_truncated_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    export.onnx(network(), IMAGE, path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"m\.onnx is not a whole ONNX file"):
+        export.read_about(path)
+
+
+def test_usual_sizes_leave_the_example_behind() -> None:
+    sizes = usual_sizes(32, 32)
+    assert {b for b, _, _ in sizes} >= {1, 5}
+    assert len({(h, w) for _, h, w in sizes} - {(32, 32)}) == 3
+
+
+def test_openvino_and_torch_programs_agree_too(tmp_path: Path) -> None:
+    model = network("cbam")
+    assert export.openvino(model, IMAGE, tmp_path / "m.xml").worst < 1e-4
+    assert {path.name for path in tmp_path.iterdir()} == {"m.xml", "m.bin"}
+    assert export.program(model, IMAGE, tmp_path / "m.pt2").worst < 1e-6
+    loaded = torch.export.load(tmp_path / "m.pt2").module()
+    x = torch.rand(3, 3, 9, 31)
+    torch.testing.assert_close(loaded(x), model(x))
+    for write, ending in ((export.openvino, ".xml"), (export.program, ".pt2")):
+        with pytest.raises(ValueError, match=f"ends in {ending}, but got 'm.zip'"):
+            write(model, IMAGE, "m.zip")
+
+
+def test_tensorrt_is_built_by_its_own_tool_or_its_absence_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ValueError, match="built by trtexec.*not found"):
+        export.tensorrt(network(), IMAGE, tmp_path / "m.engine")
+    tool = tmp_path / "trtexec"
+    tool.write_text(
+        '#!/bin/sh\nfor word in "$@"; do case $word in --saveEngine=*) '
+        'echo "$@" > "${word#--saveEngine=}";; esac; done\n'
+    )
+    tool.chmod(tool.stat().st_mode | stat.S_IEXEC)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}/bin{os.pathsep}/usr/bin")
+    export.tensorrt(network(), IMAGE, tmp_path / "m.engine")
+    words = (tmp_path / "m.engine").read_text()
+    assert "--minShapes=images:1x3x14x10" in words
+    assert "--maxShapes=images:8x3x14x10" in words
+    tool.write_text("#!/bin/sh\necho no device >&2\nexit 1\n")
+    with pytest.raises(RuntimeError, match="trtexec failed: no device"):
+        export.tensorrt(network(), IMAGE, tmp_path / "other.engine")
+    assert not (tmp_path / "other.engine").exists()
+
+
+def test_runtimes_are_measured_in_turns_and_checked() -> None:
+    models = {"none": nn.Conv2d(3, 4, 3), "se": network()}
+    runtimes = ["eager", "onnxruntime", "openvino"]
+    times = export.measure(models, torch.rand(2, 3, 14, 10), runtimes, repeats=3)
+    assert list(times) == [(model, runtime) for model in models for runtime in runtimes]
+    assert all(time.median_ms > 0 for time in times.values())
+    with pytest.raises(ValueError, match="unknown runtime 'onnxruntim'; did you mean 'onnxruntime'"):
+        export.measure(models, IMAGE, ["onnxruntim"])
+    with pytest.raises(ValueError, match="tensorrt needs an ONNX Runtime with Tensorrt"):
+        export.measure(models, IMAGE, ["tensorrt"])
+
+
+def test_a_mode_that_differed_is_given_back_after_measuring() -> None:
+    model = network().train()
+    export.measure({"a": model}, IMAGE, ["eager"], repeats=1)
+    assert all(module.training for module in model.modules())
+
+
+def accuracy(labels: Tensor, images: Tensor):
+    return lambda runner: 100 * float((runner(images).argmax(1) == labels).double().mean())
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Tensor, Path]:
+    model = network("cbam", reduction=2)
+    path = tmp_path_factory.mktemp("small") / "m.onnx"
+    export.onnx(model, IMAGE, path)
+    return model, torch.randn(24, 3, 14, 10, generator=torch.Generator().manual_seed(0)), path
+
+
+@pytest.mark.parametrize("gates", [False, True])
+def test_eight_bits_leave_attention_in_floating_point(
+    gates: bool, small: tuple[nn.Module, Tensor, Path], tmp_path: Path
+) -> None:
+    model, images, source = small
+    labels = model(images).argmax(1)
+    made = export.int8(
+        source, tmp_path / "q.onnx", [images], accuracy(labels, images), max_drop=30, gates=gates
+    )
+    assert made.before == 100
+    assert 70 <= made.after <= 100
+    assert made.drop == pytest.approx(100 - made.after)
+    names = [layer.name for layer in made.layers]
+    assert {"0", "3"} <= set(names)
+    assert any(name.startswith("2.attention") for name in names) is gates
+    assert bool(made.kept) is not gates
+    assert all(10 < layer.snr < 80 for layer in made.layers)
+    graph = open_proto(tmp_path / "q.onnx").graph
+    makers = {output: node for node in graph.node for output in node.output}
+    inside = [node for node in graph.node if node.name in set(made.kept)]
+    for node in inside:
+        weights = [makers[one] for one in node.input[1:] if one in makers]
+        assert "DequantizeLinear" not in {one.op_type for one in weights}
+    sigmoids = [node for node in graph.node if node.op_type == "Sigmoid"]
+    assert len(sigmoids) == 2
+    assert {"0.00", "times as fast"} - set(str(made).split()) != set()
+
+
+def test_a_network_that_loses_too_much_is_not_called_done(
+    small: tuple[nn.Module, Tensor, Path], tmp_path: Path
+) -> None:
+    _, images, source = small
+    scores = iter([90.0, 88.9])
+    with pytest.raises(export.DropError, match=r"falls from 90\.00 to 88\.90 %, by more than the 1"):
+        export.int8(source, tmp_path / "q.onnx", [images], lambda runner: next(scores))
+    scores = iter([90.0, float("nan")])
+    with pytest.raises(export.DropError):
+        export.int8(source, tmp_path / "q.onnx", [images], lambda runner: next(scores))
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="calibration needs at least one batch"):
+        export.int8(source, tmp_path / "q.onnx", [], lambda runner: 0.0)
+
+
+def test_torch_programs_in_eight_bits(
+    small: tuple[nn.Module, Tensor, Path], tmp_path: Path
+) -> None:
+    model, images, _ = small
+    labels = model(images).argmax(1)
+    path = tmp_path / "q.pt2"
+    scores = export.program_int8(
+        model, IMAGE, path, [images], accuracy(labels, images), max_drop=30
+    )
+    assert scores[0] == 100
+    loaded = torch.export.load(path)
+    operations = [str(node.target) for node in loaded.graph.nodes]
+    assert any("dequantize_per_channel" in one for one in operations)
+    found = loaded.module()(images[:5])
+    difference = (found - model(images[:5])).abs().max() / model(images[:5]).abs().max()
+    assert 0 < difference < 0.2  # it does round, and not by much
+    with pytest.raises(export.DropError):
+        export.program_int8(
+            model, IMAGE, tmp_path / "r.pt2", [images], lambda runner: 0.0, max_drop=-1
+        )
+    assert not (tmp_path / "r.pt2").exists()
+
+
+def test_export_is_public() -> None:
+    assert foveate.export is export
+    assert json.dumps(sorted(export.RUNTIMES)) == json.dumps(
+        ["compile", "eager", "onnxruntime", "openvino", "tensorrt"]
+    )

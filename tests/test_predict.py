@@ -1,0 +1,189 @@
+"""``foveate predict`` and ``foveate export`` on the command line: same answers from any file."""
+
+import csv
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import foveate
+import tiny
+from foveate.cli import main
+from foveate.experiments.prediction import find_images
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    tiny.train(tiny.config("cbam", host="small_cnn", epochs=3), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Digits as files, five a class, in folders of their classes."""
+    root = tmp_path_factory.mktemp("images")
+    data = tiny.digits()
+    for i, (pixels, label) in enumerate(zip(data.test.images, data.test.labels, strict=True)):
+        at = root / "test" / str(int(label))
+        at.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels[0].numpy()).save(at / f"{i:03}.png")
+    for label in range(10):
+        at = root / "train" / str(label)
+        at.mkdir(parents=True)
+        for i in range(3):
+            Image.fromarray(data.train.images[data.train.labels == label][i, 0].numpy()).save(
+                at / f"{i}.png"
+            )
+    return root
+
+
+@pytest.fixture(scope="module")
+def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("exported") / "digits.onnx"
+    assert main(["export", str(run), "--out", str(path)]) == 0
+    return path
+
+
+def table(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def test_a_folder_gives_a_line_for_each_image(run: Path, images: Path, capsys: Capture) -> None:
+    assert main(["predict", str(run), str(images / "test"), "--batch-size", "7"]) == 0
+    rows = table(capsys.readouterr().out)
+    assert [row["image"] for row in rows] == sorted(map(str, (images / "test").rglob("*.png")))
+    model, data = foveate.load(run), tiny.digits()
+    by_name = {int(Path(row["image"]).stem): row for row in rows}
+    pixels = (data.test.images.float() / 255 - data.mean[0]) / data.std[0]
+    expected = model(pixels).softmax(1)
+    for index, row in by_name.items():
+        value, label = expected[index].max(0)
+        assert row["class"] == data.classes[label]
+        assert float(row["probability"]) == pytest.approx(float(value), abs=1e-4)
+
+
+def test_an_exported_file_says_the_same(
+    run: Path, exported: Path, images: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    words = [str(images / "test"), "--top", "3"]
+    assert main(["predict", str(run), *words]) == 0
+    own = table(capsys.readouterr().out)
+    assert main(["predict", str(exported), *words, "--out", str(tmp_path / "a" / "p.csv")]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "a" / "p.csv")
+    other = table((tmp_path / "a" / "p.csv").read_text())
+    assert [row["rank"] for row in own[:4]] == ["1", "2", "3", "1"]
+    assert [(r["image"], r["class"]) for r in own] == [(r["image"], r["class"]) for r in other]
+
+
+def test_images_are_found_by_folder_file_and_pattern(tmp_path: Path) -> None:
+    for name in ("a.png", "b.jpg", "deep/c.png", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    found = find_images([str(tmp_path / "b.jpg"), str(tmp_path)])
+    assert [p.name for p in found] == ["b.jpg", "a.png", "c.png"]
+    assert [p.name for p in find_images([str(tmp_path / "**" / "*.png")])] == ["a.png", "c.png"]
+    for word in ("*.gif", "none", "**/*.txt"):
+        with pytest.raises(ValueError, match="is no image, no folder with images and no pattern"):
+            find_images([str(tmp_path / word)])
+
+
+def test_a_broken_image_stops_all_or_is_left_out(
+    run: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    Image.fromarray(np.zeros((20, 20), np.uint8)).save(tmp_path / "good.png")
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    out = tmp_path / "p.csv"
+    assert main(["predict", str(run), str(tmp_path), "--out", str(out)]) == 2
+    assert "bad.png' cannot be read as an image: not an image" in capsys.readouterr().err
+    assert not out.exists()
+    assert main(["predict", str(run), str(tmp_path), "--skip-bad", "--out", str(out)]) == 0
+    assert [Path(row["image"]).name for row in table(out.read_text())] == ["good.png"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["predict", "{run}", "{images}", "--top", "11"], "10 classes, but got top=11"),
+        (["predict", "{run}", "nowhere"], "'nowhere' is no image"),
+        (["predict", "missing.onnx", "{images}"], "there is no 'missing.onnx'"),
+        (["predict", "{onnx}", "{images}", "--size", "8"], "has its own size"),
+        (["predict", "{broken}", "{images}"], "is not a whole ONNX file"),
+        (["export", "{run}", "--to", "tflite"], "unknown target 'tflite'"),
+        (["export", "{run}", "--int8"], "--int8 needs --data"),
+        (["export", "{run}", "--data", "{images}"], "--data is for --int8"),
+        (["export", "{run}", "--to", "torch", "--opset", "17"], "--opset is for --to onnx"),
+        (["export", "{run}", "--opset", "5"], "opset must be from 11"),
+        (["export", "{run}", "--out", "no/such/m.onnx"], "cannot write no/such/m.onnx"),
+        (["export", "{run}", "--to", "torch", "--out", "m.onnx"], "ends in .pt2"),
+        (["export", "{run}", "--to", "tensorrt"], "built by trtexec"),
+        (["export", "nothing"], "unknown host 'nothing'"),
+    ],
+)
+def test_bad_input_is_one_line(
+    words: list[str],
+    message: str,
+    run: Path,
+    images: Path,
+    exported: Path,
+    tmp_path: Path,
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(exported.read_bytes()[:-50])
+    capsys.readouterr()
+    named = {"run": run, "images": images / "test", "onnx": exported, "broken": broken}
+    assert main([word.format(**named) for word in words]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == [broken]
+
+
+def test_a_file_of_elsewhere_is_refused(tmp_path: Path, capsys: Capture) -> None:
+    foveate.export.onnx(torch.nn.Conv2d(3, 4, 1), torch.zeros(1, 3, 8, 8), tmp_path / "a.onnx")
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    assert main(["predict", str(tmp_path / "a.onnx"), str(tmp_path / "a.png")]) == 2
+    assert "names no classes" in capsys.readouterr().err
+
+
+def test_eight_bits_from_the_command_line(
+    run: Path, images: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    words = ["export", str(run), "--int8", "--data", str(images), "--calibrate", "30"]
+    out = tmp_path / "m.onnx"
+    assert main([*words, "--max-drop", "60", "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "points lost" in said
+    assert "least signal to noise" in said
+    assert main(["predict", str(out), str(images / "test")]) == 0
+    assert len(table(capsys.readouterr().out)) == len(tiny.digits().test)
+    assert main([*words, "--max-drop", "-100", "--out", str(tmp_path / "none.onnx")]) == 1
+    assert "nothing was written" in capsys.readouterr().err
+    assert not (tmp_path / "none.onnx").exists()
+
+
+@pytest.mark.parametrize(("to", "names"), [("torch", {"m.pt2"}), ("openvino", {"m.xml", "m.bin"})])
+def test_other_targets_from_the_command_line(
+    to: str, names: set[str], run: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    out = tmp_path / next(name for name in sorted(names, reverse=True))
+    assert main(["export", str(run), "--to", to, "--out", str(out)]) == 0
+    assert "agrees within" in capsys.readouterr().out
+    assert {path.name for path in tmp_path.iterdir()} == names
+
+
+def test_profile_compares_runtimes(capsys: Capture) -> None:
+    words = ["profile", "small_cnn", "se", "--size", "16", "--runtime", "eager,onnxruntime"]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert all(word in said for word in ("none", "se", "eager", "onnxruntime", "Milliseconds"))
+    assert main([*words[:-1], "eager,onyx"]) == 2
+    assert "unknown runtime 'onyx'" in capsys.readouterr().err
