@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from foveate import ops
 from foveate.errors import InvalidValueError, check_positive
 from foveate.mechanisms.base import Mixer
 from foveate.mechanisms.norm import GateNorm
@@ -95,7 +96,8 @@ class BilinearAttention(Mixer):
 
     def mix(self, x: Tensor) -> Tensor:
         z = self.conv1(x)  # (B, C/r, H, W)
-        size = [-(-side // self.block_size) * self.block_size for side in z.shape[2:]]
+        s = self.block_size
+        size = [ops.cells_across(side, s) * s for side in z.shape[2:]]
         z = F.interpolate(z, size, mode="bilinear")  # exact where the size is this already
         p, q = self.matrices(z)
         z = mix_blocks(p, z)
@@ -105,7 +107,9 @@ class BilinearAttention(Mixer):
 
     def matrices(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """The matrices P and Q of each group, ``(B, G, s, s)``."""
-        maxima = F.adaptive_max_pool2d(self.summary(z), self.block_size)  # (B, G, s, s)
+        s = self.block_size
+        blocks = self.summary(z).unflatten(3, (s, -1)).unflatten(2, (s, -1))
+        maxima = blocks.amax((3, 5))  # (B, G, s, s)
         p = self.conv_p(maxima.amax(3, keepdim=True))  # (B, Gss, 1, 1)
         q = self.conv_q(maxima.amax(2, keepdim=True))  # (B, Gss, 1, 1)
         shape = (self.num_groups, self.block_size, self.block_size)

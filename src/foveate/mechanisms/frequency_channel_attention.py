@@ -4,9 +4,9 @@ import math
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from foveate import ops
 from foveate.errors import check_choice, check_positive
 from foveate.mechanisms.base import Gate, Published, bottleneck, check_divides
 from foveate.registry import register_mechanism
@@ -108,7 +108,7 @@ class FrequencyChannelAttention(Gate):
 
     def gate(self, x: Tensor) -> dict[str, Tensor]:
         count, height, width = self.basis.shape
-        x = F.adaptive_avg_pool2d(x, (height, width))  # (B, C, H', W')
+        x = ops.cell_means(x, (height, width))  # (B, C, H', W')
         x = x.unflatten(1, (count, -1))  # (B, K, C/K, H', W')
         z = (x * self.basis.unsqueeze(1)).sum((3, 4)).flatten(1)  # (B, C)
         z = self.fc1(z[:, :, None, None]).relu()  # (B, C/r, 1, 1)

@@ -80,7 +80,8 @@ class GatedChannelTransformation(Gate):
 
     def _l2(self, x: Tensor) -> Tensor:
         length = ops.spatial_length(x)  # (B, C, 1, 1)
-        e = self.alpha * torch.hypot(length, torch.full_like(length, EPS**0.5))
+        both = torch.stack([length, torch.full_like(length, EPS**0.5)])  # ONNX has no hypot
+        e = self.alpha * torch.linalg.vector_norm(both, dim=0)
         return e * (e.square().mean(1, keepdim=True) + EPS).rsqrt()
 
     def _l1(self, x: Tensor) -> Tensor:

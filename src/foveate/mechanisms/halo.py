@@ -127,7 +127,7 @@ class Halo(Replacement):
 
     def _grid(self, x: Tensor) -> list[int]:
         """Rows and columns of blocks."""
-        return [-(-length // self.block_size) for length in x.shape[2:]]
+        return [ops.cells_across(length, self.block_size) for length in x.shape[2:]]
 
     def _size(self, x: Tensor) -> tuple[int, int]:
         """Height and width of the output."""

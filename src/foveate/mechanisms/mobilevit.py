@@ -127,7 +127,7 @@ class MobileViT(Replacement):
         for layer in layers:
             tokens = layer(tokens)
         q, k, _ = (t.unflatten(0, (-1, PATCH**2)) for t in last.tokens(last.norm1(tokens)))
-        rows, columns = (-(-length // PATCH) for length in x.shape[2:])
+        rows, columns = (ops.cells_across(length, PATCH) for length in x.shape[2:])
         width = columns * PATCH
 
         def weights(at: Tensor) -> Tensor:

@@ -118,7 +118,7 @@ class MixedPooling(Mixer):
         narrow = self.reduce_short(x).relu()  # (B, C/4, H, W)
         short = self.local(narrow)
         for side, conv in zip(POOLED, self.squares, strict=True):
-            cells = conv(F.adaptive_avg_pool2d(narrow, side))  # (B, C/4, side, side)
+            cells = conv(ops.cell_means(narrow, (side, side)))  # (B, C/4, side, side)
             short = short + F.interpolate(
                 cells, size=x.shape[2:], mode="bilinear", align_corners=True
             )

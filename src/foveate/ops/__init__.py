@@ -15,6 +15,8 @@ from foveate.ops.criss_cross_attention import criss_cross_spread as criss_cross_
 from foveate.ops.criss_cross_pass import criss_cross_pass as criss_cross_pass
 from foveate.ops.energy_gate import energy as energy
 from foveate.ops.energy_gate import energy_gate as energy_gate
+from foveate.ops.grid import cell_means as cell_means
+from foveate.ops.grid import cells_across as cells_across
 from foveate.ops.ledger import fuse as fuse
 from foveate.ops.linear_attention import linear_attention as linear_attention
 from foveate.ops.local_aggregation import local_aggregation as local_aggregation

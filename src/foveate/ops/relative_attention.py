@@ -38,9 +38,16 @@ def with_places(
     """Queries and keys of :func:`relative_attention` whose products are the whole scores."""
     rows, columns = row_logits.shape[3], column_logits.shape[3]
     at = torch.arange(rows * columns, device=key.device).unsqueeze(1)  # (rows * columns, 1)
-    row = at // columns == torch.arange(rows, device=key.device)  # (rows * columns, rows)
-    column = at % columns == torch.arange(columns, device=key.device)
-    place = torch.cat([row, column], dim=1).to(key.dtype).expand(*key.shape[:2], -1, -1)
+    row = at // columns  # and not %, which ONNX has not for an open number of columns
+    column = at - row * columns
+    place = torch.cat(
+        [
+            row == torch.arange(rows, device=key.device),
+            column == torch.arange(columns, device=key.device),
+        ],
+        dim=1,
+    )  # (rows * columns, rows + columns)
+    place = place.to(key.dtype).expand(*key.shape[:2], -1, -1)
     query = torch.cat([query, row_logits.to(query.dtype), column_logits.to(query.dtype)], dim=3)
     return query, torch.cat([key, place], dim=3)
 
