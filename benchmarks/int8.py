@@ -76,8 +76,11 @@ def render(result: dict[str, Any]) -> str:
                 f"| {made['times'][kind]['median_ms']:.1f} | {time:.2f} "
                 f"| {made['sizes'][kind] / 2**20:.1f} |"
             )
-    lines += ["", f"{next(iter(result['networks'].values()))['images']} test images: a point is "
-              "between two and three of them."]
+    lines += [
+        "",
+        f"{next(iter(result['networks'].values()))['images']} test images: a point is "
+        "between two and three of them.",
+    ]
     for name, network in result["networks"].items():
         layers = sorted(next(iter(network["ways"].values()))["layers"], key=lambda one: one["snr"])
         lines += [

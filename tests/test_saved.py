@@ -134,7 +134,7 @@ def test_pickles_are_not_opened(tmp_path: Path) -> None:
         ({"config": {"mechanism": None}}, r"another architecture: it has '.*attention"),
         ({"classes": ["a", "b"]}, r"'.*' is \(10, \d+\) there and \(2, \d+\) here"),
         ({"in_channels": 3}, "1 means for 3 channels"),
-        ({"image_size": "big"}, "image_size"),
+        ({"image_size": 0}, "image_size must be at least 1"),
         ({"config": {"mechanism": {"key": "cbma"}}}, "unknown mechanism 'cbma'"),
     ],
 )

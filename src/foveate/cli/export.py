@@ -54,7 +54,12 @@ def export(
     path = out or Path(subject.name.replace(":", "-")).with_suffix(ENDINGS[to])
     import torch
 
+    from foveate.export import takes_any_size
+
     example = torch.zeros(1, len(subject.mean), subject.image_size, subject.image_size)
+    if not (fixed_size or takes_any_size(subject.module, example)):
+        fixed_size = True
+        typer.echo(f"{subject.name} takes images of one size only: height and width stay closed")
     with torch.no_grad():
         if int8:
             return _quantised(
@@ -64,6 +69,7 @@ def export(
                 to,
                 max_drop=max_drop,
                 gates=gates,
+                fixed_size=fixed_size,
                 images=_images(subject, str(data), root, calibrate, limit),
             )
         return _plain(subject, example, path, to, opset=opset, fixed_size=fixed_size)
@@ -80,9 +86,7 @@ def _check_options(to: str, int8: bool, data: str | None, opset: int | None) -> 
         raise InvalidValueError(f"--opset is for --to onnx, but got --to {to}")
 
 
-def _plain(
-    subject: "Subject", example: "torch.Tensor", path: Path, to: str, **how: Any
-) -> int:
+def _plain(subject: "Subject", example: "torch.Tensor", path: Path, to: str, **how: Any) -> int:
     from foveate import export
 
     if to == "tensorrt":
@@ -130,6 +134,7 @@ def _quantised(
     *,
     max_drop: float,
     gates: bool,
+    fixed_size: bool,
     images: _Images,
 ) -> int:
     import tempfile
@@ -140,17 +145,24 @@ def _quantised(
     from foveate.export.to_onnx import written
     from foveate.export.to_openvino import convert
 
-    how = {"max_drop": max_drop, "gates": gates}
+    how: Any = {"max_drop": max_drop, "gates": gates}
     try:
         if to == "torch":
             scores = export.program_int8(
-                subject.module, example, path, images.calibration, images.score, **how
+                subject.module,
+                example,
+                path,
+                images.calibration,
+                images.score,
+                fixed_size=fixed_size,
+                **how,
             )
             typer.echo(f"{path}: accuracy {scores[0]:.2f} % before, {scores[1]:.2f} % after")
             return 0
         with tempfile.TemporaryDirectory() as folder:
             plain, small = Path(folder) / "plain.onnx", Path(folder) / "small.onnx"
-            export.onnx(subject.module, example, plain, about=subject.about())
+            about = subject.about()
+            export.onnx(subject.module, example, plain, fixed_size=fixed_size, about=about)
             at = path if to == "onnx" else small
             made = export.int8(plain, at, images.calibration, images.score, **how)
             if to == "openvino":

@@ -19,7 +19,9 @@ def predict(
             help="Folder of a run, its model.safetensors, an exported .onnx, or a name."
         ),
     ],
-    images: Annotated[list[str], typer.Argument(help="Files, folders, patterns such as 'a/*.jpg'.")],
+    images: Annotated[
+        list[str], typer.Argument(help="Files, folders, patterns such as 'a/*.jpg'.")
+    ],
     top: Annotated[int, typer.Option(help="Classes for each image.")] = 1,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out broken images.")] = False,
     batch_size: Annotated[int, typer.Option(help="Images that are run together.")] = 32,

@@ -84,8 +84,9 @@ def classify(
 def _rows(subject: Subject, paths: list[Path], pixels: torch.Tensor, top: int) -> Iterator[Row]:
     found = subject.module(subject.normalised(pixels)).softmax(1).topk(top)
     for path, values, classes in zip(paths, found.values, found.indices, strict=True):
-        for rank, (value, index) in enumerate(zip(values.tolist(), classes.tolist()), start=1):
-            row = {"image": str(path), "class": subject.classes[index], "probability": value}
+        for rank, (value, index) in enumerate(zip(values, classes, strict=True), start=1):
+            name = subject.classes[int(index)]
+            row = {"image": str(path), "class": name, "probability": float(value)}
             yield {**row, "rank": rank} if top > 1 else row
 
 

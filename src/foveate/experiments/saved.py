@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl
 
 from torch import Tensor, nn
 
-from foveate.errors import InvalidValueError, require
+from foveate.errors import InvalidValueError, check_positive, require
 
 require("huggingface_hub", extra="train")
 
@@ -31,7 +31,7 @@ _REACHING = (
 )
 
 
-class Trained(ModelHubMixin, nn.Module, library_name="foveate", tags=["attention"]):  # type: ignore[misc]
+class Trained(ModelHubMixin, nn.Module, library_name="foveate", tags=["attention"]):
     """A trained network, and what it is fed with.
 
     ``save_pretrained``, ``from_pretrained`` and ``push_to_hub`` are those of huggingface_hub.
@@ -92,8 +92,9 @@ class Trained(ModelHubMixin, nn.Module, library_name="foveate", tags=["attention
         token: str | bool | None,
         **options: Any,
     ) -> "Trained":
+        trust_code = bool(options.get("trust_code"))  # beside it the card, which the file has too
         if Path(model_id).is_dir():
-            return load(model_id, **options)
+            return load(model_id, trust_code=trust_code)
         path = hf_hub_download(
             model_id,
             MODEL,
@@ -103,7 +104,7 @@ class Trained(ModelHubMixin, nn.Module, library_name="foveate", tags=["attention
             local_files_only=local_files_only,
             token=token,
         )
-        return load(path, **options)
+        return load(path, trust_code=trust_code)
 
 
 def load(path: str | Path, *, trust_code: bool = False) -> Trained:
@@ -129,8 +130,9 @@ def load(path: str | Path, *, trust_code: bool = False) -> Trained:
     try:
         config = parse(RunConfig, about["config"])
         classes, mean, std, channels, size = (about[name] for name in _FED)
-        trained = _empty(config, tuple(classes), tuple(mean), tuple(std), int(size), trust_code)
-    except (KeyError, TypeError) as error:
+        check_positive(in_channels=channels, image_size=size)
+        trained = _empty(config, tuple(classes), tuple(mean), tuple(std), size, trust_code)
+    except KeyError as error:
         raise InvalidValueError(f"{at} was not written by a run: it lacks {error}") from error
     if channels != len(mean):
         raise InvalidValueError(f"{at} has {len(mean)} means for {channels} channels")

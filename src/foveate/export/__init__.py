@@ -10,7 +10,7 @@ from foveate.export.runtimes import RUNTIMES as RUNTIMES
 from foveate.export.runtimes import measure as measure
 from foveate.export.to_onnx import onnx as onnx
 from foveate.export.to_onnx import read_about as read_about
-from foveate.export.to_onnx import session as session
+from foveate.export.to_onnx import takes_any_size as takes_any_size
 from foveate.export.to_openvino import openvino as openvino
 from foveate.export.to_tensorrt import tensorrt as tensorrt
 from foveate.export.to_torch import program as program

@@ -75,7 +75,7 @@ def _original(model: nn.Module, images: Tensor) -> Tensor:
     except Exception as error:
         raise InvalidValueError(
             f"the network itself refuses an input of {tuple(images.shape)} "
-            f"({' '.join(str(error).split())}); choose other shapes"
+            f"({' '.join(str(error).split())}); choose other sizes, or fixed_size=True"
         ) from error
     return check_output(output)
 

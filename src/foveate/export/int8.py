@@ -79,7 +79,9 @@ class Int8:
         yield table
         yield f"{self.drop:.2f} points lost, {self.speedup:.2f} times as fast"
         worst = sorted(self.layers, key=lambda layer: layer.snr)[:_SHOWN]
-        yield "least signal to noise, dB: " + ", ".join(f"{one.name} {one.snr:.1f}" for one in worst)
+        yield "least signal to noise, dB: " + ", ".join(
+            f"{one.name} {one.snr:.1f}" for one in worst
+        )
 
 
 def int8(

@@ -78,7 +78,8 @@ def _compiled(model: nn.Module, images: Tensor, at: Path) -> Runner:
 def _file(model: nn.Module, images: Tensor, at: Path) -> Path:
     """The network as ONNX, written once for all runtimes that read it."""
     if not at.exists():
-        onnx(model, images, at, sizes=[tuple(images.shape[i] for i in (0, 2, 3))], fixed_size=True)
+        batch, _, height, width = images.shape
+        onnx(model, images, at, sizes=[(batch, height, width)], fixed_size=True)
     return at
 
 

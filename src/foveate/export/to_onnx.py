@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from foveate.errors import InvalidTypeError, InvalidValueError, require
 from foveate.export.agreement import Agreement, Runner, agree, check_output
 from foveate.export.layers import first_difference
+from foveate.export.older import lowered
 from foveate.mechanisms.base import Attention
 from foveate.modes import in_mode
 
@@ -23,6 +24,8 @@ Size = tuple[int, int, int]
 """Images, height and width."""
 OLDEST = 11
 """Version of the operators before which convolutions and resizing were others."""
+WRITTEN = 18
+"""The oldest version that the exporter writes."""
 
 _ABOUT, _ATTENTION = "foveate", "foveate.attention"
 
@@ -74,7 +77,7 @@ def onnx(
     for module in ("onnx", "onnxscript", "onnxruntime"):
         require(module, extra="export")
     _check_opset(opset)
-    inputs = _inputs(example, sizes, fixed_size)
+    inputs = compared_inputs(example, sizes, fixed_size)
     notes = {
         _ATTENTION: json.dumps([n for n, m in model.named_modules() if isinstance(m, Attention)])
     }
@@ -180,13 +183,27 @@ def usual_sizes(height: int, width: int) -> list[Size]:
     return [(1, height, width), (5, higher, width), (1, height, wider), (2, higher + 1, wider + 3)]
 
 
+def takes_any_size(model: nn.Module, example: Tensor) -> bool:
+    """Whether a network runs at sizes other than that of the example."""
+    with in_mode(model, training=False), torch.no_grad():
+        try:
+            for images in compared_inputs(example, None, fixed_size=False):
+                model(images[:1])
+        except (RuntimeError, ValueError, AssertionError):  # hosts check in many ways
+            return False
+    return True
+
+
 def _check_opset(opset: int | None) -> None:
     newest = require("onnx", extra="export").defs.onnx_opset_version()
     if opset is not None and not OLDEST <= opset <= newest:
         raise InvalidValueError(f"opset must be from {OLDEST} to {newest}, but got {opset}")
 
 
-def _inputs(example: Tensor, sizes: Sequence[Size] | None, fixed_size: bool) -> list[Tensor]:
+def compared_inputs(
+    example: Tensor, sizes: Sequence[Size] | None, fixed_size: bool
+) -> list[Tensor]:
+    """What files are compared on."""
     if example.dim() != 4:
         raise InvalidValueError(f"example must be (B, C, H, W), but got {tuple(example.shape)}")
     height, width = example.shape[2:]
@@ -209,21 +226,32 @@ def _export(
     program = exported(model, example, fixed_size=fixed_size, then=partial(_translated, opset))
     program.model.metadata_props.update(notes)
     program.save(path)
-    proto = open_proto(path)
-    found = next(one.version for one in proto.opset_import if not one.domain)
-    if opset is not None and found != opset:
+    if opset is not None and opset < WRITTEN:
+        _lower(path, opset, type(model).__name__)
+    library = require("onnx", extra="export")
+    library.shape_inference.infer_shapes(open_proto(path), check_type=True, strict_mode=True)
+
+
+def _lower(path: Path, opset: int, name: str) -> None:
+    """Write the graph again, in older operators."""
+    library = require("onnx", extra="export")
+    try:
+        library.save(lowered(open_proto(path), opset), str(path))
+        open_proto(path)
+    except InvalidValueError as error:
         raise InvalidValueError(
-            f"the graph of this {type(model).__name__} cannot be written in opset {opset}; "
-            f"it needs {found}"
-        )
-    require("onnx", extra="export").shape_inference.infer_shapes(
-        proto, check_type=True, strict_mode=True
-    )
+            f"the graph of this {name} cannot be written in opset {opset}: {error}"
+        ) from error
 
 
 def _translated(opset: int | None, program: torch.export.ExportedProgram) -> Any:
-    how = {} if opset is None else {"opset_version": opset}
-    return torch.onnx.export(program, dynamo=True, input_names=["images"], verbose=False, **how)
+    return torch.onnx.export(
+        program,
+        dynamo=True,
+        opset_version=None if opset is None else max(opset, WRITTEN),
+        input_names=["images"],
+        verbose=False,
+    )
 
 
 def exported(
@@ -242,17 +270,22 @@ def exported(
     if hasattr(model, "_orig_mod"):
         raise InvalidTypeError("a compiled network cannot be exported; pass the one it is made of")
     check_output(model(example))
-    # A batch of one would be taken for a constant.
-    images = torch.cat([example, example]) if len(example) == 1 else example
-    open_ones = (0,) if fixed_size else (0, 2, 3)
-    shapes = (dict.fromkeys(open_ones, torch.export.Dim.DYNAMIC),)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the exporter, about itself
-            return then(torch.export.export(model, (images,), dynamic_shapes=shapes))
+            return then(traced(model, example, fixed_size))
     except Exception as error:  # of any kind, from deep inside
         reason = str(error).strip().partition("\n")[0]
         hint = "" if fixed_size else " with open sizes; it may have one with fixed_size"
         raise InvalidValueError(
             f"this {type(model).__name__} cannot be exported{hint}: {reason}"
         ) from error
+
+
+def traced(model: nn.Module, example: Tensor, fixed_size: bool) -> torch.export.ExportedProgram:
+    """The program of a network as it is: batch open, height and width open or fixed."""
+    # A batch of one would be taken for a constant.
+    images = torch.cat([example, example]) if len(example) == 1 else example
+    open_ones = (0,) if fixed_size else (0, 2, 3)
+    shapes = (dict.fromkeys(open_ones, torch.export.Dim.DYNAMIC),)
+    return torch.export.export(model, (images,), dynamic_shapes=shapes)

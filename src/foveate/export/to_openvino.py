@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from foveate.errors import InvalidValueError, require
 from foveate.export.agreement import Agreement, Runner, agree
-from foveate.export.to_onnx import Size, _inputs, onnx, written
+from foveate.export.to_onnx import Size, compared_inputs, onnx, written
 from foveate.modes import in_mode
 
 
@@ -47,9 +47,8 @@ def openvino(
         onnx(model, example, between, sizes=sizes, fixed_size=fixed_size, tolerance=tolerance)
         convert(between, draft)
         with in_mode(model, training=False), torch.no_grad():
-            return agree(
-                model, on_openvino(draft), _inputs(example, sizes, fixed_size), tolerance
-            )
+            inputs = compared_inputs(example, sizes, fixed_size)
+            return agree(model, on_openvino(draft), inputs, tolerance)
 
 
 def convert(source: Path, path: Path) -> None:

@@ -17,7 +17,7 @@ from foveate.export.agreement import (
     check_calibration,
     check_drop,
 )
-from foveate.export.to_onnx import Size, _inputs, exported, written
+from foveate.export.to_onnx import Size, compared_inputs, exported, traced, written
 from foveate.mechanisms.base import Attention
 from foveate.modes import in_mode
 
@@ -45,7 +45,7 @@ def program(
         MismatchError: If outputs differ.
         ValueError: As for :func:`foveate.export.onnx`.
     """
-    inputs = _inputs(example, sizes, fixed_size)
+    inputs = compared_inputs(example, sizes, fixed_size)
     with _saved(path) as draft, in_mode(model, training=False), torch.no_grad():
         torch.export.save(exported(model, example, fixed_size=fixed_size), draft)
         return agree(model, on_program(draft), inputs, tolerance)
@@ -70,6 +70,7 @@ def program_int8(
     calibration: Sequence[Tensor],
     score: Callable[[Runner], float],
     *,
+    fixed_size: bool = False,
     max_drop: float = 1.0,
     gates: bool = False,
 ) -> tuple[float, float]:
@@ -82,9 +83,10 @@ def program_int8(
         model: As for :func:`foveate.export.onnx`.
         example: Likewise.
         path: Of the ``.pt2`` file.
-        calibration: As for :func:`foveate.export.int8`, as are the others.
+        calibration: As for :func:`foveate.export.int8`.
         score: Likewise.
-        max_drop: Likewise.
+        fixed_size: As for :func:`foveate.export.onnx`.
+        max_drop: As for :func:`foveate.export.int8`.
         gates: Likewise.
 
     Returns:
@@ -95,9 +97,6 @@ def program_int8(
         ValueError: If there are no images, or the network cannot be exported.
         ImportError: Without torchao, which comes with ``foveate[export]``.
     """
-    require("torchao", extra="export")
-    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-
     check_calibration(calibration)
     with (
         _saved(path) as draft,
@@ -105,22 +104,17 @@ def program_int8(
         torch.no_grad(),
         warnings.catch_warnings(),
     ):
-        warnings.simplefilter("ignore")  # of torchao, about itself
-        prepared = prepare_pt2e(exported(model, example).module(), _quantizer(model, gates))
+        warnings.simplefilter("ignore")  # of torchao, about itself, also as it is imported
+        torchao = require("torchao.quantization.pt2e.quantize_pt2e", extra="export")
+        program = exported(model, example, fixed_size=fixed_size)
+        prepared = torchao.prepare_pt2e(program.module(), _quantizer(model, gates))
         for images in calibration:
             prepared(images)
-        quantized = convert_pt2e(prepared)
+        quantized = torchao.convert_pt2e(prepared)
         before, after = score(model), score(quantized)
         check_drop(before, after, max_drop)
-        torch.export.save(_program(quantized, example), draft)
+        torch.export.save(traced(quantized, example, fixed_size), draft)
     return before, after
-
-
-def _program(module: Any, example: Tensor) -> torch.export.ExportedProgram:
-    """The program of a graph module, which is in evaluation mode for good."""
-    images = torch.cat([example, example]) if len(example) == 1 else example
-    shapes = (dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC),)
-    return torch.export.export(module, (images,), dynamic_shapes=shapes)
 
 
 def _quantizer(model: nn.Module, gates: bool) -> Any:
