@@ -243,6 +243,9 @@ def accuracy(labels: Tensor, images: Tensor):
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Tensor, Path]:
     model = network("cbam", reduction=2)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.ones_(module.weight)  # that of the spatial gate is published as zero
     path = tmp_path_factory.mktemp("small") / "m.onnx"
     export.onnx(model, IMAGE, path)
     return model, torch.randn(24, 3, 14, 10, generator=torch.Generator().manual_seed(0)), path
@@ -264,8 +267,7 @@ def test_eight_bits_leave_attention_in_floating_point(
     assert {"2", "3"} <= set(names)  # of what is fused, the last names it
     assert any(name.startswith("2.attention.") for name in names) is gates
     assert bool(made.kept) is not gates
-    lowest = -20 if gates else 3  # inside attention eight bits may drown what there is
-    assert all(lowest < layer.snr < 80 for layer in made.layers)
+    assert all(3 < layer.snr < 80 for layer in made.layers)
     graph = open_proto(tmp_path / "q.onnx").graph
     makers = {output: node for node in graph.node for output in node.output}
     inside = [node for node in graph.node if node.name in set(made.kept)]
