@@ -40,7 +40,7 @@ def open_model(
     require("pydantic", extra="train")
     from foveate.experiments.subject import open_subject
 
-    return open_subject(
+    subject = open_subject(
         model,
         weights=weights,
         classes=classes,
@@ -48,6 +48,12 @@ def open_model(
         mean=_numbers("mean", mean),
         std=_numbers("std", std),
     )
+    if subject.task != "classify":
+        raise InvalidValueError(
+            f"{model} was trained to {subject.task}, but this takes classifiers; the report.html "
+            "beside it shows what its attention does"
+        )
+    return subject
 
 
 def _numbers(name: str, words: str | None) -> list[float] | None:

@@ -11,13 +11,10 @@ from torchvision import models as torchvision_models
 
 from foveate import models
 from foveate.errors import InvalidValueError, check_positive
-from foveate.experiments.build import build_bare, put_attention
-from foveate.experiments.config import RunConfig
-from foveate.experiments.configfile import parse
-from foveate.experiments.data.images import ImageSet, decode
+from foveate.experiments.data.images import ImageSet, decode, open_rgb
 from foveate.experiments.data.load import Data, load_data
-from foveate.experiments.run import MODEL
-from foveate.experiments.training import checkpoint
+from foveate.experiments.stored import MODEL, read_network
+from foveate.experiments.tasks import get_task
 from foveate.explain import Input
 from foveate.hosts.by_name import build_host
 from foveate.weights import load_weights
@@ -38,6 +35,7 @@ class Subject:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     image_size: int
+    task: str = "classify"
 
     @property
     def feed(self) -> Input:
@@ -53,7 +51,8 @@ class Subject:
         if not path.is_file():
             raise InvalidValueError(f"there is no image '{path}'")
         try:
-            pixels = decode(path, self.image_size)
+            picture = open_rgb(path, self.image_size)
+            pixels = get_task(self.task).fit(picture, self.image_size)
         except Exception as error:  # whatever a decoder raises on broken bytes
             reason = str(error).partition("\n")[0] or type(error).__name__
             raise InvalidValueError(f"'{path}' cannot be read as an image: {reason}") from error
@@ -158,6 +157,7 @@ def open_subject(
         _stretched(mean, subject.mean),
         _stretched(std, subject.std),
         subject.image_size if image_size is None else image_size,
+        subject.task,
     )
     _check_runs(opened)
     return opened
@@ -169,7 +169,7 @@ def _check_runs(subject: Subject) -> None:
     channels, size = len(subject.mean), subject.image_size
     try:
         with torch.no_grad():
-            subject.module(torch.zeros(2, channels, size, size))
+            subject.module(*get_task(subject.task).inputs(torch.zeros(2, channels, size, size)))
     except (RuntimeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise InvalidValueError(
@@ -189,19 +189,10 @@ def trained(path: Path) -> Subject:
     Raises:
         ValueError: If the file is missing or none of ours.
     """
-    if not path.is_file():
-        raise InvalidValueError(f"there is no '{path}'; a finished run has written one")
-    tensors, about = checkpoint.load(path)
-    try:
-        config = parse(RunConfig, about["config"])
-        classes, mean, std = (tuple(about[name]) for name in ("classes", "mean", "std"))
-        size = int(about["image_size"])
-    except KeyError as error:
-        raise InvalidValueError(f"{path} was not written by a run: it lacks {error}") from error
-    module = build_bare(config, len(classes), len(mean), size)
-    put_attention(module, config, len(mean), size)
-    module.load_state_dict(tensors)
-    return Subject(path.absolute().parent.name, module, classes, mean, std, size)
+    found = read_network(path)
+    name, size = path.absolute().parent.name, found.image_size
+    fed = (found.classes, found.mean, found.std, size)
+    return Subject(name, found.module, *fed, found.config.task)
 
 
 def _by_name(name: str, weights: str | None, size: int, names: Path | None) -> Subject:
