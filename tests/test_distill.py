@@ -99,7 +99,7 @@ def distance(module, teacher, kind="attention"):
     with torch.enable_grad():
         module.eval()(images)
     try:
-        return float(distillation.loss(images))
+        return distillation.loss(images).item()
     finally:
         distillation.close()
 

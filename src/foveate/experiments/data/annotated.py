@@ -130,7 +130,7 @@ def outlined(folder: Path, void: int) -> tuple[list[Boxed], Reasons]:
 
 def _around(mask: "np.ndarray[Any, np.dtype[np.bool_]]") -> list[float]:
     """The box whose edges lie around all pixels."""
-    rows, columns = mask.any(1).nonzero()[0], mask.any(0).nonzero()[0]
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return [float(v) for v in (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)]
 
 

@@ -110,7 +110,9 @@ def load_data(
     return Data(
         name=Path(name).name,
         classes=classes,
-        **splits,
+        train=splits["train"],
+        val=splits["val"],
+        test=splits["test"],
         mean=mean,
         std=std,
         in_channels=len(mean),

@@ -158,7 +158,8 @@ def _assemble(
     if limit is not None:
         splits = limited(splits, limit, 1, seed)
     held = sum(map(len, splits.values())) * 4 * size**2 <= HELD_BYTES
-    ready = {split: _held(images, size) if held else images for split, images in splits.items()}
+    scenes = {split: images for split, images in splits.items() if isinstance(images, SceneSet)}
+    ready = {split: _held(images, size) if held else images for split, images in scenes.items()}
     mean, std = channel_statistics(ready["train"], size)
     record = {
         **{"name": name, "source": "folder", "root": str(at.absolute())},
@@ -185,7 +186,7 @@ def _assemble(
     )
 
 
-def _held(images: Any, size: int) -> SceneSet:
+def _held(images: SceneSet, size: int) -> SceneSet:
     """The same split with everything in memory."""
     pixels = torch.empty(len(images), 3, size, size, dtype=torch.uint8)
     targets: list[Target] = []

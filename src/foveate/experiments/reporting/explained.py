@@ -15,7 +15,7 @@ from foveate.experiments.reporting.diagnoses import (
 from foveate.experiments.reporting.illustration import Explained, Illustration
 from foveate.experiments.reporting.results import RunResult
 from foveate.experiments.reporting.scenes import SCENES, explain_scenes
-from foveate.experiments.run import MODEL
+from foveate.experiments.stored import MODEL
 from foveate.experiments.subject import Batches, Subject, trained
 from foveate.explain import diagnose, over_data, sheet
 from foveate.explain.acting import mechanisms

@@ -190,19 +190,19 @@ def by_depth(ours: Sequence[Layer], theirs: Sequence[Layer]) -> list[tuple[Layer
 
 
 def _layers(network: nn.Module, task: str, example: Tensor, kind: str, whose: str) -> list[Layer]:
+    found: list[Layer]
     if kind == "gates":
+        named = network.named_modules()
         found = [
-            (name, module, "before")
-            for name, module in network.named_modules()
-            if isinstance(module, Attention)
+            (name, module, "before") for name, module in named if isinstance(module, Attention)
         ]
-        if not found:
-            raise InvalidValueError(f"{whose} has no attention whose gates could be distilled")
-        return found
-    spots = Anatomy(trace(get_task(task).host(network), example)).stage()
-    found = [(s.call.name, s.call.module, s.side) for s in spots if s.call is not None]
+        lacks = "attention whose gates"
+    else:
+        spots = Anatomy(trace(get_task(task).host(network), example)).stage()
+        found = [(s.call.name, s.call.module, s.side) for s in spots if s.call is not None]
+        lacks = "stages whose features"
     if not found:
-        raise InvalidValueError(f"{whose} has no stages whose features could be distilled")
+        raise InvalidValueError(f"{whose} has no {lacks} could be distilled")
     return found
 
 
