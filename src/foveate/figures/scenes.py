@@ -18,6 +18,7 @@ Colour = tuple[float, float, float]
 
 WIDTH = 9.2
 COLUMNS = 5
+"""Truth, what was found, and at most three maps."""
 SHOWN_CLASSES = 12
 """Of more classes than this the legend names those that cover most."""
 _STRENGTH = 0.55
@@ -55,10 +56,12 @@ def scenes(content: Sequence[Scene], classes: Sequence[str]) -> Figure:
     """A row for each image: truth, what was found, and the maps of its attention."""
     colours = class_colours(len(classes))
     shown = _most(content, len(classes))
-    height = WIDTH / COLUMNS + _AROUND
+    columns = 2 + max((len(scene.panels) for scene in content), default=0)
+    side = WIDTH / COLUMNS
+    height = (side + _AROUND) * len(content) + (0.5 if shown else 0.0)
     with style():
-        figure = new_figure(WIDTH, height * len(content) + (0.5 if shown else 0.0))
-        grid = figure.subplots(len(content), COLUMNS, squeeze=False)
+        figure = new_figure(side * columns, height)
+        grid = figure.subplots(len(content), columns, squeeze=False)
         for row, scene in zip(grid, content, strict=True):
             _draw_marks(row[0], scene, scene.truth, colours, f"{scene.title}\ntruth")
             _draw_marks(row[1], scene, scene.found, colours, "\nfound")
@@ -68,7 +71,8 @@ def scenes(content: Sequence[Scene], classes: Sequence[str]) -> Figure:
                 axes.set_visible(False)
         if shown:
             handles = [Patch(color=colours[i], label=shortened(classes[i])) for i in shown]
-            figure.legend(handles=handles, loc="outside lower center", ncols=6, fontsize="x-small")
+            rows = {"ncols": 2 * columns - 1, "fontsize": "x-small"}
+            figure.legend(handles=handles, loc="outside lower center", **rows)
     return figure
 
 

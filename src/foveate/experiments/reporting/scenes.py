@@ -39,7 +39,8 @@ PANELS = 3
 DIAGNOSED = 24
 """Most images of a diagnosis, whose outputs are kept: a map of all classes for each."""
 LEAST_SCORE = 0.3
-"""Boxes below are not drawn; the metric counts them."""
+MOST_BOXES = 12
+"""Boxes with a lower score, and more of an image, are not drawn; the metric counts them."""
 
 
 def picture_run(folder: Path, result: RunResult, data: Data) -> Explained | None:
@@ -156,7 +157,8 @@ def _masks(
 
 def _boxes(output: Any, known: Any, classes: Sequence[str]) -> tuple[figures.Marks, figures.Marks]:
     true, found = known[0], output[0]
-    seen = found["scores"] >= LEAST_SCORE
+    best = found["scores"].argsort(descending=True)[:MOST_BOXES]
+    seen = best[found["scores"][best] >= LEAST_SCORE]
     labels = (found["labels"][seen] - 1).tolist()  # those of detectors count from 1
     scores = found["scores"][seen].tolist()
     return (
@@ -177,6 +179,6 @@ _MARKS: dict[str, Callable[..., tuple[figures.Marks, figures.Marks]]] = {
 SCENES = tuple(_MARKS)
 """The tasks whose networks look into images."""
 _CAPTIONS = {
-    "detect": f" Drawn are the boxes with a score of at least {LEAST_SCORE}.",
+    "detect": f" Drawn are the {MOST_BOXES} boxes of the highest scores, from {LEAST_SCORE} on.",
     "segment": " What is void in the truth is left out of what was found.",
 }
