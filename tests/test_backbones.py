@@ -193,6 +193,19 @@ def test_real_weights() -> None:
     torch.testing.assert_close(found, run(plain, x)["32"], rtol=1e-3, atol=1e-4)
 
 
+def test_nothing_acts_in_place_on_the_features() -> None:
+    """DenseNet ends with a ReLU that is no module, and so is not cut off."""
+    x = image(64, 64)
+    body = build("densenet121", strides=(8, 16))
+    torch.manual_seed(0)
+    net = torchvision.models.densenet121().eval()
+    with torch.no_grad():
+        want = net.features[:9](x)
+    assert net.features[8] is net.features.denseblock3
+    assert want.min() < 0
+    assert torch.equal(run(body, x)["16"], want)
+
+
 def test_images_of_other_channels() -> None:
     for name in ("se_resnet18", "resnet18"):
         body = build(name, in_channels=5)
@@ -213,7 +226,7 @@ def test_images_of_other_channels() -> None:
         ("resnet18", {"reduction": 4}, InvalidTypeError, "no attention that could take"),
         ("se_resnet18", {"ratio": 4}, InvalidTypeError, "unknown option of se 'ratio'"),
         ("densenet121", {"output_stride": 8}, InvalidValueError, "'densenet121' cannot be dilated"),
-        ("sk_resnet18", {"output_stride": 8}, InvalidValueError, "'sk_resnet18' "),
+        ("sk_resnet18", {"output_stride": 8}, InvalidValueError, "'sk_resnet18' cannot be dil"),
         ("resnet18", {"image_size": 0}, InvalidValueError, "image_size=0"),
     ],
 )
