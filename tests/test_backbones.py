@@ -98,7 +98,7 @@ def test_features_are_those_that_timm_gives() -> None:
         ("resnet18", (8, 16), 11_689_512 - 513_000 - 8_393_728),
         ("mobilenet_v2", (8, 16, 32), 3_504_872 - 1_281_000 - (320 * 1280 + 2 * 1280)),
         (SAME, (8, 16, 32), 3_504_872 - 1_281_000 - (320 * 1280 + 2 * 1280)),
-        ("compact_cnn", (1, 2, 4), 374_282 - 2_570),
+        ("compact_cnn", (2, 4, 8), 374_282 - 2_570),
     ],
 )
 def test_nothing_runs_after_the_last_features(
@@ -193,6 +193,19 @@ def test_real_weights() -> None:
     torch.testing.assert_close(found, run(plain, x)["32"], rtol=1e-3, atol=1e-4)
 
 
+def test_nothing_acts_in_place_on_the_features() -> None:
+    """DenseNet ends with a ReLU that is no module, and so is not cut off."""
+    x = image(64, 64)
+    body = build("densenet121", strides=(8, 16))
+    torch.manual_seed(0)
+    net = torchvision.models.densenet121().eval()
+    with torch.no_grad():
+        want = net.features[:9](x)
+    assert net.features[8] is net.features.denseblock3
+    assert want.min() < 0
+    assert torch.equal(run(body, x)["16"], want)
+
+
 def test_images_of_other_channels() -> None:
     for name in ("se_resnet18", "resnet18"):
         body = build(name, in_channels=5)
@@ -204,7 +217,7 @@ def test_images_of_other_channels() -> None:
     [
         ("cbm_resnet18", {}, InvalidValueError, "did you mean 'cbam_resnet18'?.*named model"),
         ("resnet19", {}, InvalidValueError, "unknown backbone 'resnet19'; did you mean 'resnet1"),
-        ("compact_cnn", {}, InvalidValueError, "no features at stride 16, only at: 1, 2, 4, 8"),
+        ("compact_cnn", {}, InvalidValueError, "no features at stride 16, only at: 2, 4, 8"),
         ("resnet18", {"strides": (8, 12)}, InvalidValueError, "stride 12, only at: 2, 4, 8, 16"),
         ("resnet18", {"strides": (16, 8)}, InvalidValueError, r"must ascend.*\(16, 8\)"),
         ("resnet18", {"strides": ()}, InvalidValueError, "must ascend"),
@@ -213,7 +226,7 @@ def test_images_of_other_channels() -> None:
         ("resnet18", {"reduction": 4}, InvalidTypeError, "no attention that could take"),
         ("se_resnet18", {"ratio": 4}, InvalidTypeError, "unknown option of se 'ratio'"),
         ("densenet121", {"output_stride": 8}, InvalidValueError, "'densenet121' cannot be dilated"),
-        ("sk_resnet18", {"output_stride": 8}, InvalidValueError, "'sk_resnet18' "),
+        ("sk_resnet18", {"output_stride": 8}, InvalidValueError, "'sk_resnet18' cannot be dil"),
         ("resnet18", {"image_size": 0}, InvalidValueError, "image_size=0"),
     ],
 )

@@ -53,9 +53,12 @@ class Backbone(nn.Module):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
+        last = next(reversed(self.ends))
         # Registered last, they see what attention has made of an output.
         handles = [
-            self.host.get_submodule(name).register_forward_hook(partial(_keep, found, key))
+            self.host.get_submodule(name).register_forward_hook(
+                partial(_keep, found, key, key == last)
+            )
             for key, name in self.ends.items()
         ]
         try:
@@ -66,8 +69,16 @@ class Backbone(nn.Module):
         return OrderedDict((key, found[key]) for key in self.ends)
 
 
-def _keep(found: dict[str, Tensor], key: str, module: nn.Module, args: Any, output: Tensor) -> None:
-    found[key] = output
+def _keep(
+    found: dict[str, Tensor],
+    key: str,
+    last: bool,
+    module: nn.Module,
+    args: Any,
+    output: Tensor,
+) -> None:
+    # What is left of the host after its last stage may act in place, as the ReLU of DenseNet does.
+    found[key] = output.clone() if last else output
 
 
 def backbone(
@@ -194,13 +205,17 @@ def _check_sizes(
             features = built(zeros_for(built.host, in_channels, size))
     except (RuntimeError, ValueError, TypeError, AssertionError, IndexError, KeyError) as error:
         reason = (str(error).strip() or repr(error)).splitlines()[0]
-        raise InvalidValueError(f"'{name}' does not run as a backbone: {reason}") from error
+        raise _unfit(name, output_stride, reason) from error
     finest = size // output_stride
     for (key, map_), stage in zip(features.items(), chosen, strict=True):
         side = max(stage.node.shape[2], finest)
         expected = (1, stage.node.shape[1], side, side)
         if tuple(map_.shape) != expected:
-            raise InvalidValueError(
-                f"'{name}' cannot be dilated: its features '{key}' are {tuple(map_.shape)}, not "
-                f"{expected}; take output_stride=32"
-            )
+            reason = f"its features '{key}' are {tuple(map_.shape)}, not {expected}"
+            raise _unfit(name, output_stride, reason)
+
+
+def _unfit(name: str, output_stride: int, reason: str) -> InvalidValueError:
+    if output_stride < 32:
+        return InvalidValueError(f"'{name}' cannot be dilated: {reason}; take output_stride=32")
+    return InvalidValueError(f"'{name}' does not run as a backbone: {reason}")

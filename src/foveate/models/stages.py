@@ -90,8 +90,12 @@ class Stages:
         return self._size // node.shape[2]
 
     def _outermost(self, node: Node) -> Stage | None:
+        """Elementwise functions after it, as in DenseNets, are stepped over towards the input."""
         made = [call for call in self._calls if call.output is node]
-        return Stage(made[-1], node) if made else None
+        if made:
+            return Stage(made[-1], node)
+        only = node.parents[0] if len(node.parents) == 1 else None
+        return self._outermost(only) if only is not None and only.shape == node.shape else None
 
 
 def zeros_for(host: nn.Module, in_channels: int, size: int) -> torch.Tensor:
