@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+import foveate
 from foveate.errors import InvalidTypeError, InvalidValueError
 from foveate.hosts import by_name as hosts
 from foveate.hosts.by_name import build_host, list_hosts
@@ -26,6 +27,7 @@ def _count(model: nn.Module) -> int:
 
 PARAMETERS = {
     "small_cnn": 1_147_914,
+    "compact_cnn": 374_282,
     "resnet18_cifar": 11_173_962,
     "resnet20": 272_474,
     "resnet18": 11_181_642,
@@ -42,7 +44,7 @@ def test_parameters_to_the_unit(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["small_cnn", "resnet18_cifar", "resnet20", "resnet18", "googlenet"]
+    "name", ["small_cnn", "compact_cnn", "resnet18_cifar", "resnet20", "resnet18", "googlenet"]
 )
 @pytest.mark.parametrize("in_channels", [1, 3, 5])
 def test_any_channels_and_classes_train(name: str, in_channels: int) -> None:
@@ -58,9 +60,10 @@ def test_the_small_cnn_takes_any_size_from_eight(size: int) -> None:
     assert _build("small_cnn", image_size=size)(torch.rand(2, 3, size, size)).shape == (2, 10)
 
 
-def test_the_small_cnn_refuses_images_it_cannot_halve() -> None:
-    with pytest.raises(InvalidValueError, match="at least 8 pixels, got image_size=7"):
-        _build("small_cnn", image_size=7)
+@pytest.mark.parametrize("name", ["small_cnn", "compact_cnn"])
+def test_images_that_cannot_be_halved_are_refused(name: str) -> None:
+    with pytest.raises(InvalidValueError, match=f"{name} needs.*8 pixels, got image_size=7"):
+        _build(name, image_size=7)
 
 
 def test_the_small_cnn_is_the_published_one() -> None:
@@ -75,6 +78,22 @@ def test_the_small_cnn_is_the_published_one() -> None:
     assert calls == [*body, "flatten", "fc1", "relu", "dropout", "fc2"]
     assert host.get_submodule("fc1").in_features == 2048
     assert host.get_submodule("dropout").p == 0.5
+
+
+def test_the_compact_cnn_takes_attention_between_relu_and_pooling() -> None:
+    host = _build("compact_cnn")
+    handle = foveate.insert(host, "cbam", where="post", example=torch.rand(1, 3, 32, 32))
+    calls: list[str] = []
+    for name, module in host.named_modules():
+        if not list(module.children()) or name in handle.modules:
+            module.register_forward_hook(lambda *_, name=name: calls.append(name))
+    host(torch.rand(2, 3, 32, 32))
+    outer = [name for name in calls if "attention." not in name]
+    parts = ["conv", "norm", "relu.attention", "pool"]
+    body = [f"block{i}.{part}" for i in (1, 2, 3) for part in parts]
+    assert outer == [*body, "avgpool", "flatten", "fc"]
+    assert [site.channels for site in handle.sites] == [64, 128, 256]
+    assert host(torch.rand(2, 3, 45, 61)).shape == (2, 10)
 
 
 def test_the_cifar_resnets_keep_their_resolution() -> None:
@@ -118,7 +137,7 @@ def test_options_follow_a_question_mark() -> None:
         ("no_such_module:net", "host 'no_such_module:net' cannot be imported: No module named"),
         ("math:no_net", "cannot be imported: module 'math' has no attribute 'no_net'"),
         (":net", "host ':net' cannot be imported"),
-        ("xyz?a=1", "unknown host 'xyz'; Accepted: small_cnn, resnet18_cifar, resnet20, any"),
+        ("xyz?a=1", "unknown host 'xyz'; Accepted: small_cnn, compact_cnn, resnet18_cifar, resnet"),
     ],
 )
 def test_unknown_names_help(name: str, message: str) -> None:

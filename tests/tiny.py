@@ -1,6 +1,7 @@
 """A network, data and runs that take a second, for tests of the loop around them."""
 
 import functools
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -59,3 +60,14 @@ def plain(num_classes: int, in_channels: int) -> nn.Module:
         nn.Flatten(),
         nn.Linear(32, num_classes),
     )
+
+
+def deep(num_classes: int, in_channels: int) -> nn.Module:
+    """Features at every stride from 2 to 32, as heads want them."""
+    widths = (in_channels, 8, 8, 8, 16, 16)
+    units = [
+        nn.Sequential(nn.Conv2d(i, o, 3, 2, 1, bias=False), nn.BatchNorm2d(o), nn.ReLU())
+        for i, o in pairwise(widths)
+    ]
+    pool = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], num_classes)]
+    return nn.Sequential(*units, *pool)

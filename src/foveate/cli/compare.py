@@ -14,8 +14,10 @@ _OWN = ("host", "pretrained", "mechanisms", "where", "at", "init", "seeds", "out
 
 def compare(
     context: typer.Context,
+    task: options.Task = None,
     data: options.DataName = None,
     host: options.Host = None,
+    head: options.Head = None,
     mechanisms: Annotated[
         str | None, typer.Option(help="Keys with commas; the controls are added.")
     ] = None,
@@ -33,8 +35,11 @@ def compare(
     accelerator: options.Accelerator = None,
     tracker: options.Tracker = None,
     pretrained: options.Pretrained = None,
+    teacher: options.Teacher = None,
+    trust_code: options.TrustCode = None,
     root: options.Root = None,
     image_size: options.ImageSize = None,
+    void: options.Void = None,
     limit: options.Limit = None,
     skip_bad: options.SkipBad = None,
     download: options.Download = None,

@@ -12,6 +12,7 @@ from foveate.errors import InvalidValueError, require
 if TYPE_CHECKING:
     from rich.console import Console
 
+Task = Annotated[str | None, typer.Option(help="classify (default), segment or detect.")]
 DataName = Annotated[
     str | None, typer.Option("--data", help="digits, cifar10, another torchvision set, a folder.")
 ]
@@ -24,7 +25,22 @@ Host = Annotated[
     str | None,
     typer.Option(help="small_cnn, resnet20, a torchvision or timm name, module:function."),
 ]
+Head = Annotated[
+    str | None,
+    typer.Option(
+        help="segment: unet, deeplabv3plus, psp, danet, ccnet; "
+        "detect: ssdlite, retinanet, fasterrcnn."
+    ),
+]
 Pretrained = Annotated[str | None, typer.Option(help="DEFAULT, or a file of weights.")]
+Teacher = Annotated[
+    str | None, typer.Option(help="Folder of a finished run whose attention is distilled.")
+]
+TrustCode = Annotated[
+    bool | None,
+    typer.Option("--trust-code", help="Let the file of your own teacher name code as its host."),
+]
+Void = Annotated[int | None, typer.Option(help="Number of no class in masks; default: 255.")]
 Where = Annotated[str | None, typer.Option(help="Place, such as residual; default: the paper's.")]
 At = Annotated[str | None, typer.Option(help="Glob or regular expression on module names.")]
 Init = Annotated[str | None, typer.Option(help="identity (default) or paper.")]
@@ -44,12 +60,13 @@ Changes = Annotated[
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="YAML; options override it.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON; progress goes to stderr.")]
 
-_DATA = ("root", "image_size", "limit", "skip_bad", "download")
+_DATA = ("root", "image_size", "limit", "skip_bad", "download", "void")
 _RECIPE = (
     *("epochs", "batch_size", "lr", "optimizer", "schedule"),
     *("augment", "precision", "accelerator", "tracker"),
 )
 _PATHS = {
+    **{name: name for name in ("task", "head", "teacher", "trust_code")},
     "data": "data.name",
     **{name: f"data.{name}" for name in _DATA},
     **{name: f"recipe.{name}" for name in _RECIPE},

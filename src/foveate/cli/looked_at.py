@@ -45,7 +45,7 @@ def open_model(
     require("pydantic", extra="train")
     from foveate.experiments.subject import open_subject
 
-    return open_subject(
+    subject = open_subject(
         model,
         weights=weights,
         classes=classes,
@@ -54,6 +54,12 @@ def open_model(
         std=_numbers("std", std),
         trust_code=trust_code,
     )
+    if subject.task != "classify":
+        raise InvalidValueError(
+            f"{model} was trained to {subject.task}, but this takes classifiers; the report.html "
+            "beside it shows what its attention does"
+        )
+    return subject
 
 
 def _numbers(name: str, words: str | None) -> list[float] | None:

@@ -20,8 +20,10 @@ _PATHS = {
 
 def train(
     context: typer.Context,
+    task: options.Task = None,
     data: options.DataName = None,
     host: options.Host = None,
+    head: options.Head = None,
     mechanism: Annotated[str | None, typer.Option(help="Key of a mechanism; none if bare.")] = None,
     where: options.Where = None,
     at: options.At = None,
@@ -37,8 +39,11 @@ def train(
     accelerator: options.Accelerator = None,
     tracker: options.Tracker = None,
     pretrained: options.Pretrained = None,
+    teacher: options.Teacher = None,
+    trust_code: options.TrustCode = None,
     root: options.Root = None,
     image_size: options.ImageSize = None,
+    void: options.Void = None,
     limit: options.Limit = None,
     skip_bad: options.SkipBad = None,
     download: options.Download = None,
@@ -68,6 +73,6 @@ def train(
         print(result.model_dump_json(indent=2))
     weights = out / "model.safetensors"
     console.print(
-        f"test accuracy {result.test_accuracy:.2f} %, weights in {weights}", soft_wrap=True
+        f"test {result.metric} {result.test_accuracy:.2f} %, weights in {weights}", soft_wrap=True
     )
     return 0

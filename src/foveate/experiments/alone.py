@@ -4,10 +4,11 @@ from pathlib import Path
 
 from foveate.experiments.build import build_network
 from foveate.experiments.config import RunConfig
-from foveate.experiments.data.load import load_data
 from foveate.experiments.reporting.results import RunResult
 from foveate.experiments.reporting.run_report import write_run_report
-from foveate.experiments.run import check_folder, claimed, run
+from foveate.experiments.run import check_folder, claimed, read_teacher, run
+from foveate.experiments.tasks import get_task
+from foveate.experiments.training.distill import check_teacher
 from foveate.experiments.training.processes import launch
 from foveate.experiments.training.progress import Watcher
 from foveate.experiments.training.trackers import check_tracker
@@ -22,8 +23,9 @@ def run_alone(config: RunConfig, folder: Path, watcher: Watcher) -> RunResult:
         DivergedError: When a loss is not finite.
     """
     check_tracker(config.recipe.tracker)
-    data = load_data(**dict(config.data))
-    build_network(config, data)
+    data = get_task(config.task).load(config.data)
+    network = build_network(config, data)
+    check_teacher(network.module, read_teacher(config), config.recipe.distill, data)
     check_folder(folder, config, data)
     fabric = launch(config.recipe)
     with claimed(folder, fabric):

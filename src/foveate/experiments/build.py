@@ -1,4 +1,4 @@
-"""The network of a run: a host, and attention in it."""
+"""The network of a run: a host, its head where the task has one, and attention in them."""
 
 import hashlib
 from dataclasses import dataclass
@@ -9,15 +9,16 @@ from torch import Tensor, nn
 from foveate.experiments.config import RunConfig
 from foveate.experiments.data.batches import batches
 from foveate.experiments.data.load import Data
-from foveate.hosts.by_name import build_host
+from foveate.experiments.tasks import get_task
 from foveate.hosts.folded import give_statistics, is_folded
 from foveate.insertion import insert
 from foveate.insertion.handle import Handle
+from foveate.insertion.places import NAMED_PLACES
 
 
 @dataclass(frozen=True)
 class Network:
-    """A host and the handle to its attention, None without attention."""
+    """A network and the handle to its attention, None without attention."""
 
     module: nn.Module
     attention: Handle | None
@@ -37,11 +38,12 @@ def build_network(config: RunConfig, data: Data) -> Network:
     """
     torch.manual_seed(derive_seed("host", config.seed))
     sizes = (len(data.classes), data.in_channels, data.image_size)
-    host = build_bare(config, *sizes, pretrained=config.pretrained)
+    module = build_bare(config, *sizes, pretrained=config.pretrained)
+    host = get_task(config.task).host(module)
     if config.pretrained and is_folded(host):
-        give_statistics(host, _some_images(data))
+        give_statistics(host, _some_images(data), within=module)
     torch.manual_seed(derive_seed("attention", config.seed))
-    return Network(host, put_attention(host, config, data.in_channels, data.image_size))
+    return Network(module, put_attention(module, config, data.in_channels, data.image_size))
 
 
 def build_bare(
@@ -52,9 +54,9 @@ def build_bare(
     *,
     pretrained: str | None = None,
 ) -> nn.Module:
-    """The host of a run; the errors of :func:`build_network`."""
-    return build_host(
-        config.host,
+    """The network of a run without attention; the errors of :func:`build_network`."""
+    return get_task(config.task).build(
+        config,
         num_classes=num_classes,
         in_channels=in_channels,
         image_size=image_size,
@@ -63,14 +65,18 @@ def build_bare(
 
 
 def put_attention(
-    host: nn.Module, config: RunConfig, in_channels: int, image_size: int
+    module: nn.Module, config: RunConfig, in_channels: int, image_size: int
 ) -> Handle | None:
-    """Insert the mechanism of a run, if it has one; the errors of :func:`build_network`."""
+    """Insert the mechanism of a run, if it has one; the errors of :func:`build_network`.
+
+    It goes into the host, or wherever the run names modules of the whole network.
+    """
     chosen = config.mechanism
     if chosen is None:
         return None
+    named = chosen.at is not None or chosen.where in NAMED_PLACES
     return insert(
-        host,
+        module if named else get_task(config.task).host(module),
         chosen.key,
         where=chosen.where,
         at=chosen.at,
@@ -82,7 +88,8 @@ def put_attention(
 
 def _some_images(data: Data) -> Tensor:
     """One batch of the training split, the same for every seed."""
-    images, _ = next(batches(data.train, data, batch_size=256, shuffle=True))
+    count = get_task(data.task).calibration_images
+    images, _ = next(batches(data.train, data, batch_size=count, shuffle=True))
     return images
 
 

@@ -15,14 +15,26 @@ from foveate.errors import UserError
 from foveate.experiments.build import Network, build_network
 from foveate.experiments.config import CompareConfig, RunConfig
 from foveate.experiments.configfile import to_yaml
-from foveate.experiments.data.load import Data, describe_data, load_data
+from foveate.experiments.data.load import Data, describe_data
 from foveate.experiments.reporting.costs import measure_costs
-from foveate.experiments.reporting.explained import Explained, explain_run
+from foveate.experiments.reporting.explained import explain_run
+from foveate.experiments.reporting.illustration import Explained
 from foveate.experiments.reporting.report import write_report
 from foveate.experiments.reporting.results import CONTROLS, Results, RunResult, Site
+from foveate.experiments.reporting.scenes import picture_run
 from foveate.experiments.reporting.statistics import compare_to_baseline
-from foveate.experiments.run import CONFIG, ENVIRONMENT, check_folder, claimed, run, write_result
+from foveate.experiments.run import (
+    CONFIG,
+    ENVIRONMENT,
+    check_folder,
+    claimed,
+    read_teacher,
+    run,
+    write_result,
+)
+from foveate.experiments.tasks import get_task
 from foveate.experiments.training import checkpoint
+from foveate.experiments.training.distill import check_teacher
 from foveate.experiments.training.environment import describe
 from foveate.experiments.training.processes import launch
 from foveate.experiments.training.progress import Watcher
@@ -50,9 +62,12 @@ def prepare(config: CompareConfig) -> Grid:
         ValueError: If anything is unknown, refused or unreadable, or a folder holds another run.
     """
     check_tracker(config.recipe.tracker)
-    data = load_data(**dict(config.data))
+    data = get_task(config.task).load(config.data)
     cells = [config.run(variant, config.seeds[0]) for variant in config.variants()]
     networks = {cell.label: build_network(cell, data) for cell in cells}
+    for cell in cells:
+        teacher = read_teacher(cell)
+        check_teacher(networks[cell.label].module, teacher, config.recipe.distill, data)
     grid = Grid(config, data, networks, tuple(_order(config)))
     for cell in grid.runs:
         check_folder(grid.folder(cell), cell, data)
@@ -83,7 +98,8 @@ def compare(grid: Grid, watcher: Watcher, *, command: str) -> Results:
         runs = [_attempt(grid, cell, fabric, watcher) for cell in grid.runs]
         results = _results(grid, runs, fabric, command)
         if fabric.is_global_zero:
-            write_report(results, config.out, list(_explained(grid, runs, watcher)))
+            explained, pictured = _explained(grid, runs, watcher), _pictured(grid, runs)
+            write_report(results, config.out, list(explained), list(pictured))
     fabric.barrier()
     return results
 
@@ -118,15 +134,27 @@ def _attempt(grid: Grid, cell: RunConfig, fabric: Fabric, watcher: Watcher) -> R
 
 def _explained(grid: Grid, runs: list[RunResult], watcher: Watcher) -> Iterator[Explained]:
     """What the attention does, in the best run of each mechanism; the control comes last."""
-    folders = {(cell.label, cell.seed): grid.folder(cell) for cell in grid.runs}
-    for label in sorted(grid.networks, key=CONTROLS.__contains__):
-        network = grid.networks[label]
-        done = [run for run in runs if run.mechanism == label and run.status == "finished"]
-        if grid.config.explain and network.attention is not None and done:
-            best = max(done, key=lambda run: run.val_accuracy or 0.0)
-            folder = folders[label, best.seed]
+    for label, best, folder in _best_runs(grid, runs):
+        if grid.config.explain and grid.networks[label].attention is not None:
             watcher.note(f"{label} seed {best.seed}", "diagnosing and drawing it")
             yield explain_run(folder, best, grid.data, images=grid.config.explain)
+
+
+def _pictured(grid: Grid, runs: list[RunResult]) -> Iterator[Explained]:
+    """What the best run of each mechanism finds in images, if it looks into them."""
+    for _, best, folder in _best_runs(grid, runs):
+        if grid.config.explain and (drawn := picture_run(folder, best, grid.data)):
+            yield drawn
+
+
+def _best_runs(grid: Grid, runs: list[RunResult]) -> Iterator[tuple[str, RunResult, Path]]:
+    """Of each mechanism with a finished run; the controls come last."""
+    folders = {(cell.label, cell.seed): grid.folder(cell) for cell in grid.runs}
+    for label in sorted(grid.networks, key=CONTROLS.__contains__):
+        done = [run for run in runs if run.mechanism == label and run.status == "finished"]
+        if done:
+            best = max(done, key=lambda run: run.val_accuracy or 0.0)
+            yield label, best, folders[label, best.seed]
 
 
 def _results(grid: Grid, runs: list[RunResult], fabric: Fabric, command: str) -> Results:
@@ -138,6 +166,7 @@ def _results(grid: Grid, runs: list[RunResult], fabric: Fabric, command: str) ->
         config=config.model_dump(mode="json"),
         environment=describe(fabric),
         data=describe_data(grid.data),
+        metric=f"test {get_task(config.task).metric.name}",
         host=config.host,
         runs=runs,
         costs=measure_costs(

@@ -29,7 +29,10 @@ class _Settings(BaseModel):
 
 
 class DataConfig(_Settings):
-    """Images and how they are split; see :func:`foveate.experiments.data.load.load_data`."""
+    """Images and how they are split; see :func:`foveate.experiments.data.load.load_data`.
+
+    ``void`` is the number in masks of pixels that are of no class.
+    """
 
     name: str = "digits"
     root: Path | None = None
@@ -40,6 +43,23 @@ class DataConfig(_Settings):
     limit: _Count | None = None
     skip_bad: bool = False
     download: bool = False
+    void: Annotated[int, Field(ge=0, le=65535, strict=True)] = 255
+
+
+class DistillConfig(_Settings):
+    """What a student is drawn to: the attention maps of a teacher's features, or its gates.
+
+    ``weight`` is the beta of the paper; by default its 1000 for maps, which are of length 1, and 1
+    for gates, which are not.
+    """
+
+    kind: Literal["attention", "gates"] = "attention"
+    weight: _Positive | None = None
+
+    @property
+    def strength(self) -> float:
+        """The weight, or the default of the kind."""
+        return self.weight or (1000.0 if self.kind == "attention" else 1.0)
 
 
 class Recipe(_Settings):
@@ -60,6 +80,7 @@ class Recipe(_Settings):
     clip_norm: _Positive | None = None
     patience: _Count | None = None
     freeze_epochs: _Whole = 0
+    distill: DistillConfig | None = None
     checkpointing: bool = False
     channels_last: bool = False
     precision: Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "64-true"] = "32-true"
@@ -134,14 +155,26 @@ _Seeds = Annotated[tuple[_Whole, ...], BeforeValidator(_seeds), Field(min_length
 _DIGITS = {"epochs": 8, "lr": 2e-3, "weight_decay": 0.01}
 _CIFAR = {"optimizer": "sgd", "lr": 0.1, "weight_decay": 5e-4, "batch_size": 128}
 _RECIPES: dict[str, dict[str, Any]] = {"digits": _DIGITS, "cifar10": _CIFAR, "cifar100": _CIFAR}
+_SCENES = {"batch_size": 8, "weight_decay": 0.01}
+
+# The heads of each task, the usual one first; a classification is the host alone.
+HEADS: dict[str, tuple[str, ...]] = {
+    "classify": (),
+    "detect": ("ssdlite", "retinanet", "fasterrcnn"),
+    "segment": ("unet", "deeplabv3plus", "psp", "danet", "ccnet"),
+}
 
 
 class _Experiment(_Settings):
+    task: Literal["classify", "detect", "segment"] = "classify"
     data: DataConfig = DataConfig()
     host: str = "small_cnn"
+    head: str | None = None
     pretrained: str | None = None
+    teacher: Path | None = None
     recipe: Recipe = Recipe()
     explain: _Whole = 256
+    trust_code: bool = False
 
     @model_validator(mode="before")
     @classmethod
@@ -153,8 +186,24 @@ class _Experiment(_Settings):
             data = {"name": data}
         if isinstance(data, dict) and isinstance(recipe, dict):
             defaults = _RECIPES.get(str(data.get("name", "digits")), {})
+            if values.get("task", "classify") != "classify":
+                values = {"host": "resnet18", **values}
+                defaults = _SCENES
+            if values.get("teacher") is not None:
+                recipe = {**recipe, "distill": recipe.get("distill") or {}}
             values = {**values, "data": data, "recipe": {**defaults, **recipe}}
-        return values
+        heads = HEADS.get(str(values.get("task", "classify")), ())
+        return {**values, "head": values.get("head") or next(iter(heads), None)}
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        heads = HEADS[self.task]
+        if self.head is not None and self.head not in heads:
+            accepted = f"accepted: {', '.join(heads)}" if heads else "it has none"
+            raise ValueError(f"task={self.task} has no head '{self.head}'; {accepted}")
+        if self.recipe.distill is not None and self.teacher is None:
+            raise ValueError("recipe.distill needs a teacher: the folder of a finished run")
+        return self
 
 
 class RunConfig(_Experiment):
@@ -170,7 +219,7 @@ class RunConfig(_Experiment):
 
     def identity(self) -> dict[str, Any]:
         """The settings that the numbers depend on."""
-        settings = self.model_dump(mode="json", exclude={"explain"})
+        settings = self.model_dump(mode="json", exclude={"explain", "trust_code"})
         for name in ("root", "download", "skip_bad"):
             del settings["data"][name]
         for name in ("workers", "tracker", "snapshots"):
@@ -225,9 +274,13 @@ class CompareConfig(_Experiment):
     def run(self, mechanism: MechanismConfig | None, seed: int) -> RunConfig:
         """One cell of the grid."""
         return RunConfig(
+            task=self.task,
             data=self.data,
             host=self.host,
+            head=self.head,
             pretrained=self.pretrained,
+            teacher=self.teacher,
+            trust_code=self.trust_code,
             recipe=self.recipe,
             mechanism=mechanism,
             seed=seed,

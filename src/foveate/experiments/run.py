@@ -16,7 +16,8 @@ from foveate.experiments.config import RunConfig
 from foveate.experiments.configfile import parse, read_yaml, to_yaml
 from foveate.experiments.data.load import Data
 from foveate.experiments.reporting.results import Curves, RunResult
-from foveate.experiments.saved import MODEL, Trained
+from foveate.experiments.saved import MODEL, Trained, load
+from foveate.experiments.tasks import get_task
 from foveate.experiments.training import checkpoint
 from foveate.experiments.training.environment import describe
 from foveate.experiments.training.journal import read_journal
@@ -63,18 +64,21 @@ def run(
     fabric.barrier()  # nobody may write before all have looked
     title = f"{config.label} seed {config.seed}"
     if before is not None:
-        watcher.end_run(title, f"finished before: {before.test_accuracy:.2f} % on test")
+        watcher.end_run(title, f"finished before: {before.on_test}")
         return before
     if fabric.is_global_zero:
         _prepare(folder, config, data, fabric)
     fabric.barrier()
     with deterministic(config.recipe.deterministic):
         network = build_network(config, data)
-        trainer = Trainer(config, data, network, folder, fabric, watcher, save_every=save_every)
+        teacher = read_teacher(config)
+        trainer = Trainer(
+            config, data, network, folder, fabric, watcher, teacher=teacher, save_every=save_every
+        )
         watcher.begin_run(title, trainer.total_steps, trainer.done_steps)
         trainer.run()
         result = _conclude(trainer)
-    watcher.end_run(title, f"{result.test_accuracy:.2f} % on test")
+    watcher.end_run(title, result.on_test)
     return result
 
 
@@ -143,16 +147,20 @@ def _conclude(trainer: Trainer) -> RunResult:
         mechanism=trainer.config.label,
         seed=trainer.config.seed,
         status="finished",
-        test_accuracy=test.accuracy,
+        metric=get_task(trainer.data.task).metric.name,
+        test_accuracy=test.score,
         val_accuracy=state.val_accuracies[state.best_epoch],
         best_epoch=state.best_epoch + 1,
-        test_correct=test.correct.tolist(),
+        test_correct=test.correct,
+        test_values=test.values,
+        test_scores=dict(test.scores) or None,
+        test_per_class=dict(test.per_class) or None,
         wall_seconds=state.wall_seconds,
         energy_joules=state.joules,
     )
     if trainer.fabric.is_global_zero:
         rows = read_journal(folder / METRICS)
-        result.curves = _curves(rows)
+        result.curves = _curves(rows, get_task(trainer.data.task).metric.key)
         result.images_per_second = statistics.median(_column(rows, "images_per_second"))
         _trained(trainer).save(folder / MODEL)
         write_result(folder, result)
@@ -172,7 +180,7 @@ def _column(rows: list[dict[str, Any]], name: str) -> list[Any]:
     return [row[name] for row in rows if name in row]
 
 
-def _curves(rows: list[dict[str, Any]]) -> Curves:
+def _curves(rows: list[dict[str, Any]], metric: str) -> Curves:
     steps = [row for row in rows if "loss" in row]
     epochs = [row for row in rows if "epoch" in row]
     width = -(-len(steps) // _CURVE_POINTS)
@@ -181,10 +189,8 @@ def _curves(rows: list[dict[str, Any]]) -> Curves:
         step=[group[-1]["step"] for group in groups],
         train_loss=[statistics.fmean(row["loss"] for row in group) for group in groups],
         epoch_train_loss=_column(epochs, "train_loss"),
-        **{
-            name: _column(epochs, name)
-            for name in ("epoch", "train_accuracy", "val_loss", "val_accuracy", "lr")
-        },
+        val_accuracy=_column(epochs, f"val_{metric}"),
+        **{name: _column(epochs, name) for name in ("epoch", "train_accuracy", "val_loss", "lr")},
     )
 
 
@@ -197,3 +203,14 @@ def _first_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str 
         elif value != other:
             return f"{key} is {other!r} there and {value!r} here"
     return None
+
+
+def read_teacher(config: RunConfig) -> Trained | None:
+    """The network whose attention a run distils, if it does.
+
+    Raises:
+        ValueError: If there is none at the path.
+    """
+    if config.teacher is None:
+        return None
+    return load(config.teacher, trust_code=config.trust_code)

@@ -11,9 +11,10 @@ from torchvision import models as torchvision_models
 
 from foveate import models
 from foveate.errors import InvalidValueError, check_positive
-from foveate.experiments.data.images import ImageSet, decode
+from foveate.experiments.data.images import ImageSet, decode, open_rgb
 from foveate.experiments.data.load import Data, load_data
 from foveate.experiments.saved import MODEL, load
+from foveate.experiments.tasks import get_task
 from foveate.explain import Input
 from foveate.export.to_onnx import on_session, read_about
 from foveate.hosts.by_name import build_host
@@ -35,6 +36,7 @@ class Subject:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     image_size: int
+    task: str = "classify"
 
     @property
     def feed(self) -> Input:
@@ -43,7 +45,7 @@ class Subject:
 
     def about(self) -> dict[str, Any]:
         """What a file of another format keeps beside the network."""
-        names = ("name", "classes", "mean", "std", "image_size")
+        names = ("name", "classes", "mean", "std", "image_size", "task")
         return {name: getattr(self, name) for name in names}
 
     def image(self, path: Path) -> Tensor:
@@ -55,7 +57,8 @@ class Subject:
         if not path.is_file():
             raise InvalidValueError(f"there is no image '{path}'")
         try:
-            pixels = decode(path, self.image_size)
+            picture = open_rgb(path, self.image_size)
+            pixels = get_task(self.task).fit(picture, self.image_size)
         except Exception as error:  # whatever a decoder raises on broken bytes
             reason = str(error).partition("\n")[0] or type(error).__name__
             raise InvalidValueError(f"'{path}' cannot be read as an image: {reason}") from error
@@ -162,6 +165,7 @@ def open_subject(
         _stretched(mean, subject.mean),
         _stretched(std, subject.std),
         subject.image_size if image_size is None else image_size,
+        subject.task,
     )
     _check_runs(opened)
     return opened
@@ -173,7 +177,7 @@ def _check_runs(subject: Subject) -> None:
     channels, size = len(subject.mean), subject.image_size
     try:
         with torch.no_grad():
-            subject.module(torch.zeros(2, channels, size, size))
+            subject.module(*get_task(subject.task).inputs(torch.zeros(2, channels, size, size)))
     except (RuntimeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise InvalidValueError(
@@ -197,6 +201,7 @@ def trained(path: Path, *, trust_code: bool = False) -> Subject:
         found.mean,
         found.std,
         found.image_size,
+        found.config.task,
     )
 
 
@@ -214,7 +219,8 @@ def exported(path: Path) -> Subject:
             f"{path} names no classes: only files that 'foveate export' has written can be used"
         )
     classes, mean, std = (tuple(about[name]) for name in ("classes", "mean", "std"))
-    return Subject(about["name"], _Elsewhere(path), classes, mean, std, about["image_size"])
+    fed = (classes, mean, std, about["image_size"], about["task"])
+    return Subject(about["name"], _Elsewhere(path), *fed)
 
 
 class _Elsewhere(nn.Module):

@@ -149,8 +149,8 @@ def content(
         CAMS[key][0]: class_evidence(model, images, target=predicted, method=key)[0] for key in cams
     }
     marked = _points(points, images, evidence)
-    gates = list(_positions(recorded, gates=True))
-    others = list(_positions(recorded, gates=False))
+    gates = list(position_maps(recorded, gates=True))
+    others = list(position_maps(recorded, gates=False))
     affinities = list(_affinities(recorded, marked, images.shape[2:]))
     meaning = figures.Meaning
     sections = [
@@ -249,8 +249,8 @@ def _points(
     return list(points)
 
 
-def _positions(recorded: Record, *, gates: bool) -> Iterator["Panel"]:
-    """The maps of positions, rows or columns: those that are gates, or the others."""
+def position_maps(recorded: Record, *, gates: bool) -> Iterator["Panel"]:
+    """The maps of positions, rows or columns of the first image: the gates, or the others."""
     from foveate.figures import Panel
 
     for layer in recorded.values():

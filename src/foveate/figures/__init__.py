@@ -19,6 +19,7 @@ from foveate.figures.gates import (
 )
 from foveate.figures.overlay import Meaning, Panel, apart, gradient, overlaid
 from foveate.figures.profiles import strips
+from foveate.figures.scenes import Marks, Scene, scenes
 from foveate.figures.sheet import Section, Sheet, beside, sheet
 from foveate.figures.style import Look, encoded, inline_svg, looks, png, svg
 
@@ -30,8 +31,10 @@ __all__ = [
     "DifferenceRow",
     "Figure",
     "Look",
+    "Marks",
     "Meaning",
     "Panel",
+    "Scene",
     "Section",
     "Sheet",
     "Slope",
@@ -55,6 +58,7 @@ __all__ = [
     "loss_per_step",
     "overlaid",
     "png",
+    "scenes",
     "sheet",
     "strips",
     "svg",

@@ -55,11 +55,12 @@ def accuracy_per_epoch(
     looks: Mapping[str, Look],
     *,
     reference: str,
+    ylabel: str = "accuracy, %",
 ) -> Figure:
     """Validation accuracy, mean and range over seeds; training accuracy as a dotted mean."""
     means = {name: mean_of(curves) for name, curves in val.items()}
     with style():
-        figure, panels = _panels(val, "epoch", "accuracy, %")
+        figure, panels = _panels(val, "epoch", ylabel)
         for name, panel in panels.items():
             x, rows = common_grid(val[name])
             panel.fill_between(

@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from torchvision import models
 
 from foveate.errors import InvalidTypeError, InvalidValueError, check_positive, require
-from foveate.hosts.networks import ResNet20, resnet18_cifar, small_cnn
+from foveate.hosts.networks import ResNet20, compact_cnn, resnet18_cifar, small_cnn
 from foveate.hosts.pretrained import first_convolution, load_into, read_weights
 
 Builder = Callable[..., nn.Module]
 
 OWN: dict[str, Builder] = {
     "small_cnn": small_cnn,
+    "compact_cnn": compact_cnn,
     "resnet18_cifar": resnet18_cifar,
     "resnet20": ResNet20,
 }
@@ -52,9 +53,9 @@ def build_host(
     Initial weights come from torch's global random state.
 
     Args:
-        name: ``small_cnn``, ``resnet18_cifar``, ``resnet20``, a torchvision or timm name
-            (``timm:NAME`` where both have it), or ``module:function``. Options of the host
-            follow a question mark: ``timm:mobilenetv2_100?pad_type=same&drop_rate=0.2``.
+        name: ``small_cnn``, ``compact_cnn``, ``resnet18_cifar``, ``resnet20``, a torchvision or
+            timm name (``timm:NAME`` where both have it), or ``module:function``. Options of the
+            host follow a question mark: ``timm:mobilenetv2_100?pad_type=same&drop_rate=0.2``.
         num_classes: Width of the output.
         in_channels: Channels of the images.
         image_size: Side of the images.
@@ -87,6 +88,15 @@ def build_host(
         weights = _published(plain, entry) if pretrained == "DEFAULT" else read_weights(pretrained)
         load_into(host, weights, num_classes)
     return host
+
+
+def is_host(name: str) -> bool:
+    """Whether :func:`build_host` knows a name; options after a question mark are not looked at."""
+    try:
+        _find(name.partition("?")[0], {})
+    except InvalidValueError:
+        return False
+    return True
 
 
 def list_hosts(pattern: str = "*") -> list[str]:

@@ -21,13 +21,15 @@ def is_folded(model: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def give_statistics(model: nn.Module, images: Tensor) -> None:
+def give_statistics(model: nn.Module, images: Tensor, *, within: nn.Module | None = None) -> None:
     """Give each batch norm the statistics of ``images``; the evaluated function stays the same.
 
     Args:
         model: The network.
         images: A normalised batch ``(B, C, H, W)``.
+        within: The network to run, if the batch is for one that ``model`` is a part of.
     """
+    whole = model if within is None else within
 
     def measure(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
         assert isinstance(norm, nn.BatchNorm2d)
@@ -42,8 +44,8 @@ def give_statistics(model: nn.Module, images: Tensor) -> None:
 
     handles = [norm.register_forward_pre_hook(measure) for norm in _norms(model)]
     try:
-        with in_mode(model, training=False):
-            model(images)
+        with in_mode(whole, training=False):
+            whole(images)
     finally:
         for handle in handles:
             handle.remove()

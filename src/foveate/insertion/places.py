@@ -278,6 +278,13 @@ class Anatomy:
 
     def stage(self) -> list[Spot]:
         """The last value at each resolution; in a residual host, of those with an addition."""
+        made = {n.area for n in self.nodes if n.is_map and n.function in CONVOLUTIONS}
+        levels = {r.addition.area for r in self.residuals} or made
+        ends = sorted(self.resolutions().items())[::-1]
+        return [self._after_block(n) for area, n in ends if area in levels]
+
+    def resolutions(self) -> dict[int, Node]:
+        """The last value at each resolution, by its number of positions."""
         ends: dict[int, Node] = {}
         reduced: set[int] = set()
         for node in self.nodes:
@@ -296,9 +303,7 @@ class Anatomy:
             end = _activated(residual.addition)
             if ends.get(end.area, end).index <= end.index and end.area not in reduced:
                 ends[end.area] = end
-        made = {n.area for n in self.nodes if n.is_map and n.function in CONVOLUTIONS}
-        levels = {r.addition.area for r in self.residuals} or made
-        return [self._after_block(n) for area, n in sorted(ends.items())[::-1] if area in levels]
+        return ends
 
     def head(self) -> list[Spot]:
         """The last feature map before the global pooling or flattening.

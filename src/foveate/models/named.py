@@ -24,9 +24,10 @@ def create(
     init: str | None = None,
     image_size: int = 224,
     stride_in_1x1: bool = False,
+    in_channels: int = 3,
     **options: Any,
 ) -> nn.Module:
-    """A classifier of ``(B, 3, H, W)`` with attention at the places of its paper.
+    """A classifier of ``(B, in_channels, H, W)`` with attention at the places of its paper.
 
     Args:
         name: One of :func:`list_models`, such as ``"cbam_resnet50"``.
@@ -39,6 +40,7 @@ def create(
         image_size: Side of the images, on which position tables and bases of frequencies depend.
         stride_in_1x1: Put the stride of a bottleneck on its first convolution, as the papers of the
             Caffe era do, and not on its 3x3, as torchvision does.
+        in_channels: Channels of the images.
         options: Keyword arguments of the mechanism, instead of its paper's.
 
     Raises:
@@ -50,7 +52,7 @@ def create(
         >>> sum(parameter.numel() for parameter in create("cbam_resnet50").parameters())
         28089624
     """
-    check_positive(num_classes=num_classes, image_size=image_size)
+    check_positive(num_classes=num_classes, image_size=image_size, in_channels=in_channels)
     if name not in _names():
         raise unknown("model", name, _names())
     init = init or ("identity" if pretrained_host else "paper")
@@ -58,7 +60,11 @@ def create(
 
     def host(of: str) -> nn.Module:
         return build_host(
-            of, num_classes=num_classes, in_channels=3, image_size=image_size, pretrained=pretrained
+            of,
+            num_classes=num_classes,
+            in_channels=in_channels,
+            image_size=image_size,
+            pretrained=pretrained,
         )
 
     if name in _THIN:
@@ -69,7 +75,7 @@ def create(
     model = host(base)
     if stride_in_1x1:
         _move_strides(model)
-    example = torch.zeros(1, 3, image_size, image_size)
+    example = torch.zeros(1, in_channels, image_size, image_size)
     for one in recipe(key, base, model):
         _insert(model, one, init, example, options)
     if name in _FAMOUS and init == "paper":

@@ -1,6 +1,7 @@
 """Batches as a pure function of seed, epoch and step: any step can be computed on its own."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,10 +9,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from foveate.errors import InvalidValueError, check_positive
+from foveate.experiments.data.augment import Augment, preset
 from foveate.experiments.data.augment import augment as change
-from foveate.experiments.data.augment import preset
 from foveate.experiments.data.images import ImageSet, decode
 from foveate.experiments.data.load import Data
+from foveate.experiments.data.moving import augment_scenes
+from foveate.experiments.data.scenes import Boxes, SceneSet, Target
 
 
 def batches(
@@ -30,8 +33,8 @@ def batches(
     drop_last: bool = False,
     device: torch.device | str = "cpu",
     channels_last: bool = False,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Normalised batches of one epoch and their labels.
+) -> Iterator[tuple[Tensor, Any]]:
+    """Normalised batches of one epoch, and their labels or what is in them.
 
     The order depends on ``(seed, epoch)`` and the augmentation of a batch on
     ``(seed, epoch, step, rank)``; no global random state is read or changed.
@@ -54,7 +57,8 @@ def batches(
         channels_last: Memory format of the batches.
 
     Yields:
-        ``(B, C, S, S)`` float32, and ``(B,)`` int64.
+        ``(B, C, S, S)`` float32, and ``(B,)`` int64; of scenes, ``(B, S, S)`` int64 or a list of
+        dicts with ``boxes`` and ``labels``, as torchvision's detectors take them.
 
     Raises:
         ValueError: If an argument is out of range, or ``augment`` is unknown.
@@ -74,13 +78,14 @@ def batches(
     )
     layout = torch.channels_last if channels_last else torch.contiguous_format
 
-    def generate() -> Iterator[tuple[Tensor, Tensor]]:
-        for step, (pixels, labels) in enumerate(
+    def generate() -> Iterator[tuple[Tensor, Any]]:
+        for step, (pixels, known) in enumerate(
             _pixels(images, steps, data.image_size, workers), start
         ):
-            moved = change(pixels.to(device), how, _generator(seed, epoch, step, rank))
+            generator = _generator(seed, epoch, step, rank)
+            moved, known = _changed(pixels.to(device), known, how, generator)
             normal = moved.sub_(mean).div_(std)
-            yield normal.contiguous(memory_format=layout), labels.to(device)
+            yield normal.contiguous(memory_format=layout), _collated(known, device)
 
     return generate()
 
@@ -105,13 +110,43 @@ def _steps(order: Tensor, batch_size: int, rank: int, world: int, drop_last: boo
     return steps[:-1] if drop_last and len(steps[-1]) < batch_size else steps
 
 
+def _changed(
+    pixels: Tensor, known: Tensor | Sequence[Target], how: Augment, generator: torch.Generator
+) -> tuple[Tensor, Tensor | Sequence[Target]]:
+    if isinstance(known, Tensor):  # labels, which no change of the image changes
+        return change(pixels, how, generator), known
+    return augment_scenes(pixels, known, how, generator)
+
+
+def _collated(known: Tensor | Sequence[Target], device: torch.device | str) -> Any:
+    if isinstance(known, Tensor):
+        return known.to(device)
+    masks = [target for target in known if isinstance(target, Tensor)]
+    if masks:
+        return torch.stack(masks).to(device, torch.int64)
+    return [
+        {name: part.to(device) for name, part in target._asdict().items()}
+        for target in known
+        if isinstance(target, Boxes)
+    ]
+
+
 def _pixels(
     images: ImageSet, steps: list[Tensor], size: int, workers: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """The uint8 pixels ``(B, C, S, S)`` and labels of each batch."""
+) -> Iterator[tuple[Tensor, Tensor | Sequence[Target]]]:
+    """The uint8 pixels ``(B, C, S, S)`` of each batch, and its labels or targets."""
+    if isinstance(images, SceneSet) and images.images is None:
+        yield from DataLoader(
+            _Scenes(images, size),
+            batch_sampler=[index.tolist() for index in steps],
+            num_workers=workers,
+            collate_fn=_as_they_are,
+            generator=torch.Generator(),  # it would draw from the global one
+        )
+        return
     if images.images is not None:
         for index in steps:
-            yield images.images.index_select(0, index), images.labels[index]
+            yield images.images.index_select(0, index), _known(images, index)
         return
     yield from DataLoader(
         _Files(images, size),
@@ -121,9 +156,27 @@ def _pixels(
     )
 
 
+def _known(images: ImageSet, index: Tensor) -> Tensor | Sequence[Target]:
+    if isinstance(images, SceneSet) and images.targets is not None:
+        return [images.targets[i] for i in index.tolist()]
+    return images.labels[index]
+
+
 class _Files(Dataset[tuple[Tensor, int]]):
     def __init__(self, images: ImageSet, size: int) -> None:
         self.paths, self.labels, self.size = images.paths, images.labels.tolist(), size
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return decode(self.paths[index], self.size), self.labels[index]
+
+
+class _Scenes(Dataset[tuple[Tensor, Target]]):
+    def __init__(self, images: SceneSet, size: int) -> None:
+        self.images, self.size = images, size
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Target]:
+        return self.images.scene(index, self.size)
+
+
+def _as_they_are(scenes: list[tuple[Tensor, Target]]) -> tuple[Tensor, list[Target]]:
+    return torch.stack([image for image, _ in scenes]), [target for _, target in scenes]

@@ -19,7 +19,7 @@ Splits = dict[str, ImageSet]
 
 @dataclass(frozen=True)
 class Data:
-    """A classification data set, split for training, choosing and judging.
+    """A data set, split for training, choosing and judging.
 
     Args:
         name: What it is called.
@@ -33,6 +33,7 @@ class Data:
         image_size: Side of the square images.
         record: Where it came from and how each split was made, ready for JSON.
         mirrors: Whether an image keeps its class in a mirror.
+        task: What is learned from it; see :mod:`foveate.experiments.tasks`.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Data:
     image_size: int
     record: dict[str, Any]
     mirrors: bool = True
+    task: str = "classify"
 
 
 def load_data(
@@ -89,9 +91,9 @@ def load_data(
     if image_size is not None:
         check_positive(image_size=image_size)
     classes, found, source = _find(name, root, download)
-    splits, origins = _complete(found, test_fraction, val_fraction, split_seed)
+    splits, origins = complete(found, test_fraction, val_fraction, split_seed)
     if limit is not None:
-        splits = _limited(splits, limit, len(classes), split_seed)
+        splits = limited(splits, limit, len(classes), split_seed)
     size = image_size or _usual_size(name, splits)
     splits, bad = read(splits, size, skip_bad=skip_bad)
     _check_classes(classes, splits["train"])
@@ -108,7 +110,9 @@ def load_data(
     return Data(
         name=Path(name).name,
         classes=classes,
-        **splits,
+        train=splits["train"],
+        val=splits["val"],
+        test=splits["test"],
         mean=mean,
         std=std,
         in_channels=len(mean),
@@ -149,7 +153,7 @@ def _find(
     )
 
 
-def _complete(
+def complete(
     found: Splits, test_fraction: float, val_fraction: float, seed: int
 ) -> tuple[Splits, dict[str, str]]:
     """Training, validation and test, held out of training where missing, and their origins."""
@@ -167,7 +171,8 @@ def _complete(
     return splits, origins
 
 
-def _limited(splits: Splits, limit: int, num_classes: int, seed: int) -> Splits:
+def limited(splits: Splits, limit: int, num_classes: int, seed: int) -> Splits:
+    """At most so many images of each split, each class in proportion."""
     if limit < num_classes:
         raise InvalidValueError(f"limit must be at least 1 image a class, but got {limit=}")
     return {

@@ -1,5 +1,6 @@
 """Every image of a data set decoded once: held in memory if that is small, checked either way."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -34,14 +35,23 @@ def read(splits: Splits, size: int, *, skip_bad: bool) -> tuple[Splits, dict[Pat
     total = sum(map(len, splits.values())) * 3 * size**2
     bad: dict[Path, str] = {}
     done = {key: _read(images, size, total <= HELD_BYTES, bad) for key, images in splits.items()}
+    refuse(bad, skip_bad=skip_bad)
+    return done, bad
+
+
+def refuse(bad: Mapping[Path, str], *, skip_bad: bool, verb: str = "read") -> None:
+    """Name the files that cannot be used, unless they are to be left out.
+
+    Raises:
+        ValueError: With the first of them, and the reasons.
+    """
     if bad and not skip_bad:
         named = [f"{path} ({reason})" for path, reason in list(bad.items())[:_NAMED]]
         more = f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
         raise InvalidValueError(
-            f"{len(bad)} image(s) cannot be read: {', '.join(named)}{more}; "
+            f"{len(bad)} image(s) cannot be {verb}: {', '.join(named)}{more}; "
             "remove them, or set skip_bad"
         )
-    return done, bad
 
 
 def channel_statistics(train: ImageSet, size: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -3,6 +3,7 @@
 import copy
 import statistics
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,6 +11,7 @@ from torch import nn
 from foveate.cost import Timing, count_flops, count_parameters, latency, peak_memory, timing
 from foveate.experiments.data.load import Data
 from foveate.experiments.reporting.results import BASELINE, Cost, RunResult
+from foveate.experiments.tasks import get_task
 from foveate.modes import in_mode
 
 # Rounds over all networks, so that a slow moment of the machine falls on all of them.
@@ -36,14 +38,15 @@ def measure_costs(
     shape = (data.in_channels, data.image_size, data.image_size)
     image, batch = (torch.rand(size, *shape, device=device) for size in (1, batch_size))
     placed = {label: copy.deepcopy(network).to(device) for label, network in networks.items()}
-    times = _latencies(placed, image)
+    task = get_task(data.task)
+    times = _latencies(placed, task.inputs(image))
     bare = count_parameters(placed[BASELINE])
     costs = {}
     for label, network in placed.items():
         with in_mode(network, training=False):
-            flops = count_flops(network, image)
+            flops = count_flops(network, *task.inputs(image))
         with in_mode(network, training=True):
-            memory = peak_memory(network, batch)
+            memory = peak_memory(network, *task.training_inputs(batch))
         parameters = count_parameters(network)
         costs[label] = Cost(
             parameters=parameters,
@@ -57,12 +60,12 @@ def measure_costs(
     return costs
 
 
-def _latencies(networks: Mapping[str, nn.Module], image: torch.Tensor) -> dict[str, Timing]:
+def _latencies(networks: Mapping[str, nn.Module], inputs: tuple[Any, ...]) -> dict[str, Timing]:
     rounds: dict[str, list[float]] = {label: [] for label in networks}
     for _ in range(_ROUNDS):
         for label, network in networks.items():
             with in_mode(network, training=False):
-                rounds[label].append(latency(network, image, repeats=_REPEATS).median_ms)
+                rounds[label].append(latency(network, *inputs, repeats=_REPEATS).median_ms)
     return {label: timing(times) for label, times in rounds.items()}
 
 

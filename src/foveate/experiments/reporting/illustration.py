@@ -1,8 +1,9 @@
 """A figure in a page."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from markupsafe import Markup
 
@@ -23,6 +24,25 @@ class Illustration:
     def inline(self) -> Markup:
         # Safe as it is: matplotlib escapes the text that it draws.
         return Markup(figures.inline_svg(self.figure, label=f"{self.title}. {self.caption}"))
+
+
+@dataclass(frozen=True)
+class Explained:
+    """What the page shows of one mechanism, from its best run on the validation images."""
+
+    mechanism: str
+    seed: int
+    diagnosis: Mapping[str, Any] | None = None
+    illustrations: list[Illustration] = field(default_factory=list)
+    problem: str = ""
+    """Why there is nothing, if there is nothing."""
+
+    @property
+    def summary(self) -> str:
+        """How many of its layers are healthy."""
+        sites = self.diagnosis["sites"] if self.diagnosis else []
+        healthy = sum(site["verdict"] == "healthy" for site in sites)
+        return f"{healthy} of {len(sites)} layers healthy"
 
 
 def write_figures(illustrations: Iterable[Illustration], folder: Path) -> None:

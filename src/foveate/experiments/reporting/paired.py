@@ -15,6 +15,8 @@ SAME = 1e-9
 """Differences closer than this are equal: rounding must not pass for a tiny variance."""
 MAX_PAIRS = 100_000
 
+Values = NDArray[np.bool_] | NDArray[np.float64]
+
 
 @dataclass(frozen=True)
 class PairedTest:
@@ -109,7 +111,7 @@ def power(pairs: int, effect: float, alpha: float) -> float:
 
 
 def interval_over_both(
-    correct: NDArray[np.bool_], baseline: NDArray[np.bool_], *, confidence: float = 0.95
+    values: Values, baseline: Values, *, confidence: float = 0.95
 ) -> tuple[float, float]:
     """Interval of the mean difference in percent when seeds and test images are both a sample.
 
@@ -118,7 +120,8 @@ def interval_over_both(
     over the seeds, and is conservative where the images vary more than the seeds.
 
     Args:
-        correct: ``(seeds, images)``, which images the mechanism's runs got right.
+        values: ``(seeds, images)``, of the mechanism's runs: 1 for each image that is right, or
+            what else has the metric as its mean.
         baseline: The same for the baseline: rows are paired by seed, columns by image.
         confidence: Of the interval, between 0 and 1.
 
@@ -126,7 +129,7 @@ def interval_over_both(
         Hillis, A comparison of denominator degrees of freedom methods for multiple observer ROC
         analysis, Statistics in Medicine 2007 (the variance).
     """
-    difference = 100.0 * (correct.astype(np.float64) - baseline.astype(np.float64))
+    difference = 100.0 * (values.astype(np.float64) - baseline.astype(np.float64))
     seeds, images = difference.shape
     mean = difference.mean()
     rows = difference.mean(axis=1, keepdims=True)  # (S, 1)

@@ -1,24 +1,43 @@
 """The report of a comparison: one page that stands alone, its figures, and the numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 
 import jinja2
 import yaml
 
 from foveate import figures
-from foveate.experiments.reporting.explained import Explained
-from foveate.experiments.reporting.illustration import Illustration, write_figures
-from foveate.experiments.reporting.results import BASELINE, CONTROLS, STATIC, Results, Site
-from foveate.experiments.reporting.tables import MECHANISM, VERDICTS, cost_columns, rows, runs_csv
+from foveate.experiments.reporting.illustration import Explained, Illustration, write_figures
+from foveate.experiments.reporting.results import (
+    BASELINE,
+    CONTROLS,
+    STATIC,
+    Results,
+    RunResult,
+    Site,
+)
+from foveate.experiments.reporting.tables import (
+    MECHANISM,
+    cost_columns,
+    rows,
+    runs_csv,
+    verdicts,
+)
 from foveate.experiments.reporting.units import signed
+from foveate.experiments.tasks import get_task
 from foveate.experiments.training.checkpoint import write_text
 
 LISTED = 60
 """Of a longer list the page shows this many; results.json has them all."""
 
 
-def write_report(results: Results, out: Path, explained: Sequence[Explained] = ()) -> Path:
+def write_report(
+    results: Results,
+    out: Path,
+    explained: Sequence[Explained] = (),
+    pictured: Sequence[Explained] = (),
+) -> Path:
     """Write ``report.html``, ``results.json``, ``results.csv`` and ``figures/``.
 
     Each file is replaced in one step, and the page last: it never shows what is not yet there.
@@ -27,22 +46,26 @@ def write_report(results: Results, out: Path, explained: Sequence[Explained] = (
         results: With its ``comparisons`` filled.
         out: The folder, made if missing.
         explained: What the attention of each mechanism does.
+        pictured: What each mechanism finds in images.
 
     Returns:
         The path of ``report.html``.
     """
     illustrations = illustrate(results)
-    pictures = [drawn for one in explained for drawn in one.illustrations]
+    pictures = [drawn for one in (*explained, *pictured) for drawn in one.illustrations]
     write_figures([*illustrations, *pictures], out / "figures")
     write_text(out / "results.json", results.to_json())
     write_text(out / "results.csv", runs_csv(results))
     page = out / "report.html"
-    write_text(page, render(results, illustrations, explained))
+    write_text(page, render(results, illustrations, explained, pictured))
     return page
 
 
 def render(
-    results: Results, illustrations: list[Illustration], explained: Sequence[Explained] = ()
+    results: Results,
+    illustrations: list[Illustration],
+    explained: Sequence[Explained] = (),
+    pictured: Sequence[Explained] = (),
 ) -> str:
     """The text of the page."""
     seeds = sorted({run.seed for run in results.runs})
@@ -52,10 +75,19 @@ def render(
         .render(
             results=results,
             answers=answers(results),
-            tables={"Verdicts": VERDICTS, "Costs": (MECHANISM, *cost_columns(results))},
+            tables={
+                "Verdicts": [column.titled(results.metric_name) for column in verdicts(results)],
+                "Costs": [MECHANISM, *cost_columns(results)],
+            },
+            per_class=per_class(results),
+            scores=other_scores(results),
+            other_images=get_task(results.task).other_images,
+            metric=results.metric_name,
+            judged=get_task(results.task).judged,
             rows=rows(results),
             illustrations=illustrations,
             explained=explained,
+            pictured=pictured,
             seeds=seeds,
             accuracies={key: results.finished(key) for key in results.mechanisms},
             differences={key: results.differences(key) for key in results.mechanisms},
@@ -79,6 +111,7 @@ def templates() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.globals["listed"] = LISTED
+    environment.filters["capitalised"] = capitalised
     return environment
 
 
@@ -108,6 +141,37 @@ def images_tested(results: Results) -> int | None:
     """How many images decide the accuracy."""
     counted = (len(run.test_correct) for run in results.runs if run.test_correct)
     return next(counted, None)
+
+
+def per_class(results: Results) -> dict[str, dict[str, float | None]]:
+    """The mean of the metric over seeds, by class and mechanism; empty for a classification."""
+    return _means(results, lambda run: run.test_per_class)
+
+
+def other_scores(results: Results) -> dict[str, dict[str, float | None]]:
+    """The means of the other metrics over seeds, by their names and mechanism."""
+    return _means(results, lambda run: run.test_scores)
+
+
+def _means(
+    results: Results, look: Callable[[RunResult], Mapping[str, float | None] | None]
+) -> dict[str, dict[str, float | None]]:
+    found: dict[str, dict[str, list[float]]] = {}
+    for mechanism in results.mechanisms:
+        for run in results.finished(mechanism).values():
+            for name, value in (look(run) or {}).items():
+                seen = found.setdefault(name, {}).setdefault(mechanism, [])
+                seen += [] if value is None else [value]
+    return {
+        name: {key: fmean(seen) if seen else None for key, seen in row.items()}
+        for name, row in found.items()
+    }
+
+
+def capitalised(name: str) -> str:
+    """As at the beginning of a sentence; mIoU stays what it is."""
+    first, *_ = name.split()
+    return name[:1].upper() + name[1:] if first.islower() else name
 
 
 def illustrate(results: Results) -> list[Illustration]:
@@ -161,14 +225,15 @@ def _costs(results: Results, looks: Looks) -> Illustration | None:
         points.append(figures.CostPoint(row.mechanism, accuracy, spread, costs))
     if not points:
         return None
+    name = results.metric_name
     axes = [
         figures.CostAxis("parameters"),
         figures.CostAxis("FLOPs of an image"),
         figures.CostAxis("latency of an image", "s"),
     ]
     return Illustration(
-        "accuracy-against-cost",
-        "Accuracy against cost",
+        f"{name.lower()}-against-cost",
+        f"{capitalised(name)} against cost",
         "Mean and standard deviation over seeds; of the latency, median and quartiles."
         " FLOPs are multiply-adds.",
         figures.accuracy_against_cost(points, axes, looks, ylabel=f"{results.metric}, %"),
@@ -191,12 +256,13 @@ def _per_epoch(results: Results, looks: Looks) -> Illustration | None:
     val, train = (_curves(results, "epoch", y) for y in ("val_accuracy", "train_accuracy"))
     if not val:
         return None
+    name, dotted = results.metric_name, " dotted: training accuracy;" if train else ""
     return Illustration(
-        "accuracy-per-epoch",
-        "Accuracy at each epoch",
-        "Line: mean validation accuracy; band: lowest to highest seed; dotted: training accuracy;"
-        " grey: validation accuracy of none.",
-        figures.accuracy_per_epoch(val, train, looks, reference=BASELINE),
+        f"{name.lower()}-per-epoch",
+        f"{capitalised(name)} at each epoch",
+        f"Line: mean validation {name}; band: lowest to highest seed;{dotted}"
+        f" grey: validation {name} of none.",
+        figures.accuracy_per_epoch(val, train, looks, reference=BASELINE, ylabel=f"{name}, %"),
     )
 
 

@@ -1,7 +1,7 @@
 """What a comparison measured, as values that survive a round trip through JSON."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -36,7 +36,20 @@ Bits = Annotated[
 ]
 """A list of booleans, in JSON a string of ``0`` and ``1``: a fifth of the length."""
 Interval = tuple[float, float]
+_T = TypeVar("_T")
 Verdict = Literal["better", "worse", "not distinguishable", "no verdict"]
+
+
+def _is_accuracy(metric: str) -> bool:
+    return metric == "accuracy"
+
+
+def _is_none(value: Any) -> bool:
+    return value is None
+
+
+_Beside = Annotated[_T | None, Field(exclude_if=_is_none)]
+"""What a classification does not have, and its files do not mention."""
 
 
 class _Model(BaseModel):
@@ -60,6 +73,9 @@ class Curves(_Model):
 class RunResult(_Model):
     """One training run; accuracies in percent, ``test_correct`` one value a test image.
 
+    Where ``metric`` is another, as ``mIoU``, the accuracies are of that one. ``test_values`` has
+    then one number a test image whose mean is the metric, as a share, if there is such a number.
+
     Raises:
         ValueError: If a finished run has no finite test accuracy, or a failed one no reason.
     """
@@ -72,6 +88,10 @@ class RunResult(_Model):
     val_accuracy: Percent | None = None
     best_epoch: int | None = None
     test_correct: Bits | None = None
+    metric: Annotated[str, Field(exclude_if=_is_accuracy)] = "accuracy"
+    test_values: _Beside[list[float]] = None
+    test_scores: _Beside[dict[str, float]] = None
+    test_per_class: _Beside[dict[str, float | None]] = None
     images_per_second: float | None = None
     wall_seconds: float | None = None
     energy_joules: float | None = None
@@ -86,8 +106,21 @@ class RunResult(_Model):
         return self
 
     @property
+    def on_test(self) -> str:
+        """The result of a finished run in words."""
+        name = "" if _is_accuracy(self.metric) else f" {self.metric}"
+        return f"{self.accuracy:.2f} %{name} on test"
+
+    @property
+    def image_values(self) -> list[float] | None:
+        """One number a test image whose mean is the metric, as a share; None without such."""
+        return (
+            self.test_values if self.test_correct is None else list(map(float, self.test_correct))
+        )
+
+    @property
     def accuracy(self) -> float:
-        """The test accuracy of a finished run, in percent."""
+        """The test accuracy, or what the metric is, of a finished run, in percent."""
         if self.test_accuracy is None:
             raise InvalidValueError(f"{self.mechanism} with seed {self.seed} has no test accuracy")
         return self.test_accuracy
@@ -168,6 +201,16 @@ class Results(_Model):
         if twice is not None:
             raise ValueError(f"{twice[0]} with seed {twice[1]} is there twice")
         return self
+
+    @property
+    def task(self) -> str:
+        """What was learned."""
+        return str(self.config.get("task", "classify"))
+
+    @property
+    def metric_name(self) -> str:
+        """The metric in words, without the split that it is of."""
+        return self.metric.removeprefix("test ")
 
     @property
     def mechanisms(self) -> list[str]:

@@ -1,7 +1,7 @@
 """The report of one run: one page that stands alone, and its figures."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from foveate import __version__, figures
@@ -10,9 +10,11 @@ from foveate.experiments.configfile import to_yaml
 from foveate.experiments.data.load import Data, describe_data
 from foveate.experiments.reporting.explained import explain_run
 from foveate.experiments.reporting.illustration import Illustration, write_figures
-from foveate.experiments.reporting.report import templates
+from foveate.experiments.reporting.report import capitalised, templates
 from foveate.experiments.reporting.results import BASELINE, RunResult
+from foveate.experiments.reporting.scenes import picture_run
 from foveate.experiments.run import ENVIRONMENT
+from foveate.experiments.tasks import get_task
 from foveate.experiments.training.checkpoint import write_text
 
 
@@ -22,11 +24,13 @@ def write_run_report(folder: Path, config: RunConfig, result: RunResult, data: D
     Returns:
         The path of the page.
     """
-    explained = []
+    explained, pictured = [], []
     if config.explain and config.mechanism is not None:
         explained.append(explain_run(folder, result, data, images=config.explain))
+    if config.explain and (seen := picture_run(folder, result, data)):
+        pictured.append(seen)
     illustrations = list(_illustrate(result))
-    pictures = [drawn for one in explained for drawn in one.illustrations]
+    pictures = [drawn for one in (*explained, *pictured) for drawn in one.illustrations]
     write_figures([*illustrations, *pictures], folder / "figures")
     page = folder / "report.html"
     text = (
@@ -38,6 +42,11 @@ def write_run_report(folder: Path, config: RunConfig, result: RunResult, data: D
             data=describe_data(data),
             illustrations=illustrations,
             explained=explained,
+            pictured=pictured,
+            metric=result.metric,
+            judged=get_task(data.task).judged,
+            per_class=_of(result, result.test_per_class),
+            scores=_of(result, result.test_scores),
             config=to_yaml(config),
             environment=json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8")),
             foveate=__version__,
@@ -47,18 +56,28 @@ def write_run_report(folder: Path, config: RunConfig, result: RunResult, data: D
     return page
 
 
+def _of(
+    result: RunResult, values: Mapping[str, float | None] | None
+) -> dict[str, dict[str, float | None]]:
+    """A table of one column."""
+    return {name: {result.mechanism: value} for name, value in (values or {}).items()}
+
+
 def _illustrate(result: RunResult) -> Iterator[Illustration]:
     looks = figures.looks([result.mechanism])
-    name, curves = result.mechanism, result.curves
+    name, curves, metric = result.mechanism, result.curves, result.metric
+    train = {name: [figures.Curve(curves.epoch, curves.train_accuracy)]}
+    dotted = "; dotted: training accuracy" if curves.train_accuracy else ""
     yield Illustration(
-        "accuracy-per-epoch",
-        "Accuracy at each epoch",
-        "Line: validation accuracy; dotted: training accuracy.",
+        f"{metric.lower()}-per-epoch",
+        f"{capitalised(metric)} at each epoch",
+        f"Line: validation {metric}{dotted}.",
         figures.accuracy_per_epoch(
             {name: [figures.Curve(curves.epoch, curves.val_accuracy)]},
-            {name: [figures.Curve(curves.epoch, curves.train_accuracy)]},
+            train if curves.train_accuracy else {},
             looks,
             reference=BASELINE,
+            ylabel=f"{metric}, %",
         ),
     )
     yield Illustration(

@@ -122,19 +122,19 @@ def _compare(
 
 
 def _interval_over_both(pairs: _Pairs, confidence: float) -> Interval | None:
-    ours, theirs = _correctness(pairs.ours), _correctness(pairs.theirs)
+    ours, theirs = _image_values(pairs.ours), _image_values(pairs.theirs)
     if ours is None or theirs is None or ours.shape != theirs.shape:
         return None
     return interval_over_both(ours, theirs, confidence=confidence)
 
 
-def _correctness(runs: Sequence[RunResult]) -> NDArray[np.bool_] | None:
+def _image_values(runs: Sequence[RunResult]) -> NDArray[np.float64] | None:
     """``(seeds, images)``, or None if a run lacks it or the runs differ in their images."""
-    rows = [run.test_correct for run in runs if run.test_correct is not None]
+    rows = [values for run in runs if (values := run.image_values) is not None]
     sizes = {len(row) for row in rows}
     if len(rows) < len(runs) or len(sizes) != 1 or min(sizes) < 2:
         return None
-    return np.array(rows, dtype=np.bool_)
+    return np.array(rows, dtype=np.float64)
 
 
 def _verdict(difference: float, p: float, alpha: float) -> Verdict:

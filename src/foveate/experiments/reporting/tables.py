@@ -4,7 +4,7 @@ import csv
 import io
 import textwrap
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from typing import Literal
 
@@ -72,6 +72,10 @@ class Column:
     title: str
     text: Callable[[Row], str]
     help: str = ""
+
+    def titled(self, metric: str) -> "Column":
+        """The same column of a table whose metric is not the accuracy."""
+        return replace(self, title=self.title.replace("accuracy", metric))
 
 
 def rows(results: Results) -> list[Row]:
@@ -153,6 +157,18 @@ PRIORITY = (
 """The order in which a terminal shows columns while it has room; the others are for the page."""
 
 
+_NOT_IN_A_CELL = frozenset(
+    ("curves", "test_correct", "test_per_class", "test_scores", "test_values")
+)
+
+
+def verdicts(results: Results) -> list[Column]:
+    """The columns of the verdicts, but no interval over images where there is none."""
+    shown = any(comparison.interval_both for comparison in results.comparisons)
+    left_out = results.metric_name != "accuracy" and not shown
+    return [column for column in VERDICTS if not (left_out and column is INTERVAL_BOTH)]
+
+
 def cost_columns(results: Results) -> list[Column]:
     """The columns of cost, but no energy where nothing could read it."""
     readable = any(run.energy_joules is not None for run in results.runs)
@@ -174,15 +190,16 @@ def verdict_table(results: Results, *, width: int | None = None) -> Table:
         show_edge=False,
         padding=(0, 1, 0, 0),
     )
-    available = [*VERDICTS, *cost_columns(results)]
-    shown = _fitting(available, listed, Console().width if width is None else width)
+    available = [*verdicts(results), *cost_columns(results)]
+    fitting = _fitting(available, listed, Console().width if width is None else width)
+    shown = [column.titled(results.metric_name) for column in fitting]
     for column in shown:
         side: Literal["left", "right"] = "left" if column in (MECHANISM, VERDICT) else "right"
         table.add_column("\n".join(_header(column, listed)), justify=side, no_wrap=True)
     for place, row in enumerate(listed):
         last_control = row.is_control and not any(r.is_control for r in listed[place + 1 :])
         style = COLOURS.get(row.verdict, "dim")
-        texts = [Text(c.text(row), style=style if c is VERDICT else "") for c in shown]
+        texts = [Text(c.text(row), style=style if c == VERDICT else "") for c in shown]
         table.add_row(*texts, end_section=last_control)
     return table
 
@@ -212,7 +229,9 @@ def _cells(column: Column, listed: list[Row]) -> list[str]:
 
 def runs_csv(results: Results) -> str:
     """One line a run, in plain numbers: its result and the cost of its mechanism."""
-    result = [name for name in RunResult.model_fields if name not in ("curves", "test_correct")]
+    result = [name for name in RunResult.model_fields if name not in _NOT_IN_A_CELL]
+    if results.metric_name == "accuracy":
+        result.remove("metric")
     cost = [f"cost_{name}" for name in Cost.model_fields]
     text = io.StringIO()
     writer = csv.DictWriter(text, [*result, "difference_to_none", *cost], lineterminator="\n")

@@ -5,11 +5,14 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
-from torch.nn import functional as F
 
 from foveate.experiments.build import Network
 from foveate.experiments.config import Recipe
-from foveate.experiments.training.freezing import find_classifier, freeze, train_mode
+from foveate.experiments.data.load import Data
+from foveate.experiments.saved import Trained
+from foveate.experiments.tasks import get_task
+from foveate.experiments.training.distill import Distillation
+from foveate.experiments.training.freezing import freeze, train_mode
 from foveate.experiments.training.optimization import build_optimizer, set_learning_rate
 from foveate.experiments.training.recompute import recompute_blocks
 
@@ -17,10 +20,17 @@ from foveate.experiments.training.recompute import recompute_blocks
 class Learner:
     """Prepares a network as a recipe says, and takes optimiser steps with it."""
 
-    def __init__(self, network: Network, recipe: Recipe, classes: int, fabric: Fabric) -> None:
+    def __init__(
+        self,
+        network: Network,
+        recipe: Recipe,
+        data: Data,
+        fabric: Fabric,
+        teacher: Trained | None = None,
+    ) -> None:
         self.module = network.module
         self._network, self._recipe, self._fabric = network, recipe, fabric
-        self._classes = classes
+        self._task, self._classes = get_task(data.task), len(data.classes)
         if recipe.channels_last:
             self.module.to(memory_format=torch.channels_last)
         if recipe.checkpointing:
@@ -28,6 +38,9 @@ class Learner:
         self._model = fabric.setup_module(self.module)
         self.optimizer = build_optimizer(recipe, self.module)
         self._stepper: Any = fabric.setup_optimizers(self.optimizer)
+        self._distillation: Distillation | None = None
+        if teacher is not None and recipe.distill is not None:
+            self._distillation = Distillation(self.module, teacher, recipe.distill, data)
 
     @property
     def rate(self) -> float:
@@ -38,8 +51,8 @@ class Learner:
         """Training mode; the host is frozen in the first epochs of the recipe, then thawed."""
         if epoch < self._recipe.freeze_epochs:
             added = self._network.added()
-            head = find_classifier(self.module, self._classes, besides=added)
-            freeze(self.module, [*added, *head.parameters()])
+            fresh = self._task.fresh(self.module, self._classes, added)
+            freeze(self.module, [*added, *fresh])
         elif self._recipe.freeze_epochs:
             freeze(self.module, self.module.parameters())
         if self._recipe.freeze_epochs and self._fabric.world_size > 1:
@@ -47,11 +60,12 @@ class Learner:
             self._model = self._fabric.setup_module(self.module)
         train_mode(self.module)
 
-    def step(self, images: Tensor, labels: Tensor, rate: float) -> Tensor:
+    def step(self, images: Tensor, known: Any, rate: float) -> Tensor:
         """One optimiser step; returns the sum of losses, the hits and the images, on the device."""
         set_learning_rate(self.optimizer, rate)
-        logits = self._model(images)
-        loss = F.cross_entropy(logits, labels, label_smoothing=self._recipe.label_smoothing)
+        loss, hits = self._task.loss(self._model, images, known, self._recipe)
+        if self._distillation is not None:
+            loss = loss + self._distillation.loss(images)
         self._stepper.zero_grad()
         self._fabric.backward(loss)
         if self._recipe.clip_norm is not None:
@@ -62,9 +76,8 @@ class Learner:
                 error_if_nonfinite=False,  # the loss scaler skips such a step by itself
             )
         self._stepper.step()
-        hits = (logits.detach().argmax(1) == labels).sum()
-        count = torch.full_like(hits, len(labels))
-        return torch.stack([loss.detach() * len(labels), hits, count]).float()
+        count = torch.full_like(hits, len(images))
+        return torch.stack([loss.detach() * len(images), hits, count]).float()
 
     def share_buffers(self) -> None:
         """Give all processes the running statistics of the first one."""

@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections.abc import Iterator
+from typing import TypeVar
 
 import torch
 from lightning_fabric import Fabric
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from foveate.errors import InvalidValueError
 from foveate.experiments.config import Recipe
+
+T = TypeVar("T")
 
 
 def launch(recipe: Recipe) -> Fabric:
@@ -53,3 +56,12 @@ def total(fabric: Fabric, numbers: Tensor) -> Tensor:
     if fabric.world_size > 1:
         torch.distributed.all_reduce(numbers)
     return numbers
+
+
+def gathered(fabric: Fabric, mine: T) -> list[T]:
+    """What each process has, in their order."""
+    if fabric.world_size == 1:
+        return [mine]
+    shares: list[T] = [mine] * fabric.world_size
+    torch.distributed.all_gather_object(shares, mine)
+    return shares

@@ -21,8 +21,8 @@ class Watcher:
     def begin_run(self, title: str, steps: int, done: int) -> None:
         """A run of ``steps`` steps starts, or goes on after ``done`` of them."""
 
-    def advance(self, steps: int, *, loss: float, accuracy: float, speed: float) -> None:
-        """``steps`` more are done; means of the epoch so far, accuracy in percent, images/s."""
+    def advance(self, steps: int, *, loss: float, accuracy: float | None, speed: float) -> None:
+        """``steps`` more are done; means of the epoch so far, hits in percent, images/s."""
 
     def end_epoch(self, row: Mapping[str, Any]) -> None:
         """An epoch was validated; ``row`` is its line of the journal."""
@@ -89,9 +89,10 @@ class Bars(Watcher):
         self._run = self._add(title, steps)
         self._progress.update(self._run, completed=done)
 
-    def advance(self, steps: int, *, loss: float, accuracy: float, speed: float) -> None:
+    def advance(self, steps: int, *, loss: float, accuracy: float | None, speed: float) -> None:
         if self._run is not None:
-            numbers = f"loss {loss:.3f}  acc {accuracy:.1f} %  {speed:,.0f} img/s"
+            hits = "" if accuracy is None else f"acc {accuracy:.1f} %  "
+            numbers = f"loss {loss:.3f}  {hits}{speed:,.0f} img/s"
             self._progress.update(self._run, advance=steps, numbers=numbers)
 
     def end_epoch(self, row: Mapping[str, Any]) -> None:
@@ -123,10 +124,13 @@ def watch(console: Console, runs: int = 1) -> Watcher:
 
 
 def _summary(row: Mapping[str, Any]) -> str:
-    return (
-        f"epoch {row['epoch']}: loss {row['train_loss']:.4f}, "
-        f"train {row['train_accuracy']:.1f} %, val {row['val_accuracy']:.1f} %"
-    )
+    scores = []
+    for key, value in row.items():
+        split, _, metric = key.partition("_")
+        if split in ("train", "val") and metric != "loss":
+            named = split if metric == "accuracy" else f"{split} {metric.replace('_', ' ')}"
+            scores.append(f"{named} {value:.1f} %")
+    return ", ".join([f"epoch {row['epoch']}: loss {row['train_loss']:.4f}", *scores])
 
 
 def _say(console: Console, title: str, message: str) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from foveate.experiments.config import RunConfig
+from foveate.experiments.tasks import get_task
 from foveate.experiments.training.journal import Journal
 from foveate.experiments.training.progress import Watcher
 from foveate.experiments.training.state import State
@@ -22,6 +23,7 @@ class Recorder:
         self._journal = Journal(folder / METRICS, state.journal)
         self._tracker: Tracker = open_tracker(folder, config, done)
         self._watcher = watcher
+        self._counts = get_task(config.task).train_metric is not None
 
     def steps(self, rows: Sequence[Mapping[str, Any]], state: State) -> None:
         """Note optimiser steps that are done, and the means of the epoch so far."""
@@ -31,15 +33,16 @@ class Recorder:
         self._watcher.advance(
             len(rows),
             loss=state.loss_sum / state.seen,
-            accuracy=100 * state.correct / state.seen,
+            accuracy=state.train_score if self._counts else None,
             speed=state.seen / state.epoch_seconds,
         )
 
     def epoch(self, row: Mapping[str, Any]) -> None:
         """Note an epoch that was validated."""
         self._journal.write(row)
-        names = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
-        self._tracker.log(row["step"], {name.replace("_", "/"): row[name] for name in names})
+        names = [name for name in row if name.startswith(("train_", "val_"))]
+        shown = {name.replace("_", "/", 1): row[name] for name in names}
+        self._tracker.log(row["step"], shown)
         self._watcher.end_epoch(row)
 
     def snapshot(self, step: int, gates: Mapping[str, Sequence[float]]) -> None:

@@ -13,12 +13,15 @@ from foveate.experiments.training.checkpoint import Tensors, prefixed, under
 
 @dataclass
 class State:
-    """Counts of a run; with the tensors beside it, all that resuming needs."""
+    """Counts of a run; with the tensors beside it, all that resuming needs.
+
+    ``val_accuracies`` are of the metric of the task, whatever it is.
+    """
 
     epoch: int = 0
     step: int = 0
     loss_sum: float = 0.0
-    correct: int = 0
+    correct: float = 0
     seen: int = 0
     epoch_seconds: float = 0.0
     wall_seconds: float = 0.0
@@ -29,12 +32,17 @@ class State:
 
     @property
     def best_epoch(self) -> int:
-        """Index of the epoch with the highest validation accuracy; ties go by loss, then first."""
+        """Index of the epoch with the highest validation score; ties go by loss, then first."""
         scores = zip(self.val_accuracies, self.val_losses, strict=True)
         ranked = [(-accuracy, loss, epoch) for epoch, (accuracy, loss) in enumerate(scores)]
         return min(ranked)[2]
 
-    def count(self, loss_sum: float, correct: int, seen: int) -> None:
+    @property
+    def train_score(self) -> float:
+        """Share of hits in the epoch so far, in percent."""
+        return 100 * self.correct / self.seen
+
+    def count(self, loss_sum: float, correct: float, seen: int) -> None:
         """Add a batch to the epoch."""
         self.loss_sum += loss_sum
         self.correct += correct

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -14,8 +15,10 @@ from foveate.experiments.build import Network, derive_seed
 from foveate.experiments.config import RunConfig
 from foveate.experiments.data.batches import batches
 from foveate.experiments.data.load import Data
+from foveate.experiments.saved import Trained
+from foveate.experiments.tasks import Evaluation, get_task
 from foveate.experiments.training.checkpoint import Tensors
-from foveate.experiments.training.evaluate import Evaluation, evaluate
+from foveate.experiments.training.evaluate import evaluate
 from foveate.experiments.training.interrupt import CtrlC, Interrupted
 from foveate.experiments.training.learner import Learner
 from foveate.experiments.training.optimization import Schedule, plateau_cuts
@@ -45,6 +48,7 @@ class Trainer:
         folder: Takes the journal, the checkpoint and the tracker's files.
         fabric: Launched.
         watcher: Is told of each reading and epoch.
+        teacher: Whose attention is distilled, if the recipe says so.
         save_every: Seconds between checkpoints; there is one after each epoch anyway.
     """
 
@@ -57,11 +61,13 @@ class Trainer:
         fabric: Fabric,
         watcher: Watcher,
         *,
+        teacher: Trained | None = None,
         save_every: float = 60.0,
     ) -> None:
         self.config, self.data, self.fabric, self.folder = config, data, fabric, folder
         self._recipe, self._watcher, self._save_every = config.recipe, watcher, save_every
-        self._learner = Learner(network, config.recipe, len(data.classes), fabric)
+        self._task = get_task(data.task)
+        self._learner = Learner(network, config.recipe, data, fabric, teacher)
         self.module = self._learner.module
         share = math.ceil(len(data.train) / fabric.world_size)
         self._drop_last = share >= self._recipe.batch_size
@@ -135,18 +141,18 @@ class Trainer:
         self._learner.enter_epoch(self.state.epoch)
         self._tick = time.perf_counter()
         cuts = plateau_cuts(self.state.val_losses, self._recipe.plateau_patience)
-        for images, labels in self._batches():
+        for images, known in self._batches():
             # Dropout depends on no earlier step: it pairs between mechanisms, and it resumes.
             place = (self.config.seed, self.state.epoch, self.state.step)
             torch.manual_seed(derive_seed("step", *place, self.fabric.global_rank))
             rate = self._schedule.at(self.done_steps, cuts)
             self._snapshot()
-            self._unread.append((rate, self._learner.step(images, labels, rate)))
+            self._unread.append((rate, self._learner.step(images, known, rate)))
             self.state.step += 1
             self._after_step()
         self._read()
 
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def _batches(self) -> Iterator[tuple[Tensor, Any]]:
         return batches(
             self.data.train,
             self.data,
@@ -196,7 +202,7 @@ class Trainer:
             if not math.isfinite(loss):
                 raise DivergedError(f"the training loss became {loss} at step {step}")
             rows.append({"step": step, "loss": loss / seen, "lr": rate})
-            self.state.count(loss, int(hits), int(seen))
+            self.state.count(loss, hits, int(seen))
         now = time.perf_counter()
         self.state.epoch_seconds += now - self._tick
         self._tick = now
@@ -210,7 +216,7 @@ class Trainer:
         if not math.isfinite(result.loss):
             raise DivergedError(f"the validation loss became {result.loss} at epoch {state.epoch}")
         state.val_losses.append(result.loss)
-        state.val_accuracies.append(result.accuracy)
+        state.val_accuracies.append(result.score)
         if state.best_epoch == state.epoch:
             self._best = copies(self.module)
         self._recorder.epoch(
@@ -218,15 +224,20 @@ class Trainer:
                 "step": self.done_steps,
                 "epoch": state.epoch + 1,
                 "train_loss": state.loss_sum / state.seen,
-                "train_accuracy": 100 * state.correct / state.seen,
+                **self._train_score(),
                 "val_loss": result.loss,
-                "val_accuracy": result.accuracy,
+                f"val_{self._task.metric.key}": result.score,
                 "lr": self._learner.rate,
                 "images_per_second": state.seen / state.epoch_seconds,
             }
         )
         state.begin_epoch(state.epoch + 1)
         self._save()
+
+    def _train_score(self) -> dict[str, float]:
+        """What the steps of the epoch counted, if they count anything."""
+        name = self._task.train_metric
+        return {} if name is None else {f"train_{name}": self.state.train_score}
 
     def _save(self) -> None:
         """Write the checkpoint; the journal reaches the disk first."""
