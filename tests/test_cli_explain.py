@@ -23,7 +23,7 @@ CLASSES = [str(digit) for digit in range(10)]
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "run"
-    tiny.train(tiny.config("cbam"), folder)
+    tiny.train(tiny.config("cbam", host="small_cnn"), folder)
     return folder
 
 
@@ -221,7 +221,7 @@ def test_a_missing_extra_is_named(capsys: Capture, monkeypatch: pytest.MonkeyPat
 def test_without_attention_a_diagnosis_says_so(
     folder: Path, tmp_path: Path, capsys: Capture
 ) -> None:
-    tiny.train(tiny.config(None), tmp_path / "bare")
+    tiny.train(tiny.config(None, host="small_cnn"), tmp_path / "bare")
     assert main(["diagnose", str(tmp_path / "bare"), str(folder)]) == 2
     assert "there is no attention in this Sequential" in capsys.readouterr().err
 
@@ -236,4 +236,4 @@ def test_the_sheet_of_the_command_line_is_that_of_the_function(run: Path, folder
     pixels = image[0] * torch.tensor(subject.std).view(-1, 1, 1)
     pixels = pixels + torch.tensor(subject.mean).view(-1, 1, 1)
     np.testing.assert_allclose(shown[..., 0], pixels[0].clamp(0, 1), atol=1e-6)
-    assert len(record) == 2
+    assert len(record) == 3

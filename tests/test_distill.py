@@ -207,7 +207,7 @@ def test_a_distilled_run_is_interrupted_to_the_same_numbers(tmp_path):
 def test_a_teacher_that_does_not_fit_is_one_line(words, message, tmp_path, capsys):
     teacher = a_teacher(tmp_path / "teacher", "se")
     out = tmp_path / "out"
-    command = ["train", "--data", "digits", "--limit", "100", "--host", "tiny:net"]
+    command = ["train", "--trust-code", "--data", "digits", "--limit", "100", "--host", "tiny:net"]
     command += ["--teacher", str(teacher), "--tracker", "none", "--out", str(out)]
     assert main([*command, *words]) == 2
     lines = capsys.readouterr().err.splitlines()
