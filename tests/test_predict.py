@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 import foveate
 import tiny
 from foveate.cli import main
-from foveate.experiments.prediction import find_images
+from foveate.experiments.prediction import Wanted, find_images, predict
+from foveate.experiments.subject import Subject
 
 Capture = pytest.CaptureFixture[str]
 
@@ -101,7 +103,7 @@ def test_a_broken_image_stops_all_or_is_left_out(
     (tmp_path / "bad.png").write_bytes(b"no image")
     out = tmp_path / "p.csv"
     assert main(["predict", str(run), str(tmp_path), "--out", str(out)]) == 2
-    assert "bad.png' cannot be read as an image: not an image" in capsys.readouterr().err
+    assert "bad.png' cannot be read as an image: cannot identify" in capsys.readouterr().err
     assert not out.exists()
     assert main(["predict", str(run), str(tmp_path), "--skip-bad", "--out", str(out)]) == 0
     assert [Path(row["image"]).name for row in table(out.read_text())] == ["good.png"]
@@ -111,6 +113,9 @@ def test_a_broken_image_stops_all_or_is_left_out(
     ("words", "message"),
     [
         (["predict", "{run}", "{images}", "--top", "11"], "10 classes, but got top=11"),
+        (["predict", "{run}", "{images}", "--threshold", "2"], "threshold must be from 0 to 1"),
+        (["predict", "{run}", "{images}", "--masks", "m"], "masks are of segmentations"),
+        (["predict", "{run}", "{images}", "--batch-size", "0"], "batch_size must be at least 1"),
         (["predict", "{run}", "nowhere"], "'nowhere' is no image"),
         (["predict", "missing.onnx", "{images}"], "there is no 'missing.onnx'"),
         (["predict", "{onnx}", "{images}", "--size", "8"], "has its own size"),
@@ -188,3 +193,48 @@ def test_profile_compares_runtimes(capsys: Capture) -> None:
     assert all(word in said for word in ("none", "se", "eager", "onnxruntime", "Milliseconds"))
     assert main([*words[:-1], "eager,onyx"]) == 2
     assert "unknown runtime 'onyx'" in capsys.readouterr().err
+
+
+class Finder(nn.Module):
+    """Finds one box in each image, at the same place, and one below the threshold."""
+
+    def forward(self, images: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+        box = torch.tensor([[8.0, 4.0, 16.0, 12.0], [0.0, 0.0, 99.0, 99.0]])
+        found = {"boxes": box, "scores": torch.tensor([0.9, 0.3]), "labels": torch.tensor([1, 0])}
+        return [found for _ in images]
+
+
+class Halves(nn.Module):
+    """The left half of an image is of one class, the right one of another."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        right = (torch.arange(images.shape[3]) >= images.shape[3] / 2).float()
+        left = (1 - right).expand(images.shape[2:])
+        maps = torch.stack([left, right.expand_as(left), torch.zeros_like(left)])
+        return maps.expand(len(images), -1, -1, -1)
+
+
+def test_boxes_are_in_pixels_of_the_image(tmp_path: Path) -> None:
+    Image.new("RGB", (64, 32)).save(tmp_path / "a.png")
+    subject = Subject("s", Finder(), ("cat", "dog"), (0.5,) * 3, (0.5,) * 3, 16, "detect")
+    rows = list(predict(subject, [tmp_path / "a.png"], Wanted()))
+    place = {"left": 32.0, "top": 16.0, "right": 64.0, "bottom": 32.0}  # cut at the image's end
+    score = pytest.approx(0.9)
+    assert rows == [{"image": str(tmp_path / "a.png"), "class": "dog", "score": score, **place}]
+    assert len(list(predict(subject, [tmp_path / "a.png"], Wanted(threshold=0.1)))) == 2
+
+
+def test_masks_have_the_size_of_the_image_and_shares_are_of_its_pixels(tmp_path: Path) -> None:
+    for name in ("a.png", "b.jpg"):
+        Image.new("RGB", (40, 10)).save(tmp_path / name)
+    subject = Subject("s", Halves(), ("x", "y", "z"), (0.5,) * 3, (0.5,) * 3, 16, "segment")
+    paths = [tmp_path / "a.png", tmp_path / "b.jpg"]
+    (tmp_path / "masks").mkdir()
+    rows = list(predict(subject, paths, Wanted(masks=tmp_path / "masks")))
+    assert [(row["class"], row["share"]) for row in rows] == [("x", 0.5), ("y", 0.5)] * 2
+    mask = np.asarray(Image.open(tmp_path / "masks" / "b.png"))
+    assert mask.shape == (10, 40)
+    assert (mask == (np.arange(40) >= 20)).all()
+    twins = [tmp_path / "a.png", tmp_path / "a.jpg"]
+    with pytest.raises(ValueError, match="would have one name"):
+        list(predict(subject, twins, Wanted(masks=tmp_path / "masks")))

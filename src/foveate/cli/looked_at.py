@@ -1,5 +1,9 @@
 """Arguments that the commands share which open a model."""
 
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -69,6 +73,22 @@ def _numbers(name: str, words: str | None) -> list[float] | None:
         return [float(word) for word in words.split(",")]
     except ValueError as error:
         raise InvalidValueError(f"--{name} takes numbers with commas, but got '{words}'") from error
+
+
+@contextmanager
+def folder_of_files(target: Path | None) -> Iterator[Path | None]:
+    """A folder to write to, whose files are moved to the one that is meant if nothing is raised."""
+    if target is None:
+        yield None
+        return
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target, prefix=".foveate-") as folder:
+            yield Path(folder)
+            for made in Path(folder).iterdir():
+                os.replace(made, target / made.name)
+    except OSError as error:
+        raise InvalidValueError(f"cannot write to {target}: {error.strerror or error}") from error
 
 
 def write(path: Path, content: bytes) -> None:

@@ -1,12 +1,13 @@
 """``foveate predict``."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from foveate.cli import looked_at as options
-from foveate.errors import InvalidValueError, check_positive, require
+from foveate.errors import InvalidValueError, require
 
 if TYPE_CHECKING:
     from foveate.experiments.subject import Subject
@@ -23,6 +24,10 @@ def predict(
         list[str], typer.Argument(help="Files, folders, patterns such as 'a/*.jpg'.")
     ],
     top: Annotated[int, typer.Option(help="Classes for each image.")] = 1,
+    threshold: Annotated[float, typer.Option(help="Least score of a box.")] = 0.5,
+    masks: Annotated[Path | None, typer.Option(help="Folder for the masks of a segmentation.")] = (
+        None
+    ),
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out broken images.")] = False,
     batch_size: Annotated[int, typer.Option(help="Images that are run together.")] = 32,
     weights: options.Weights = None,
@@ -33,11 +38,11 @@ def predict(
     trust_code: options.TrustCode = False,
     out: Annotated[Path | None, typer.Option(help="CSV file; default: printed.")] = None,
 ) -> None:
-    """Say what is on images, as CSV."""
-    check_positive(top=top, batch_size=batch_size)
+    """Say what is on images, as CSV: classes, boxes, or shares of pixels."""
     require("torchvision", extra="train")
     require("pydantic", extra="train")
-    from foveate.experiments.prediction import classify, find_images, to_csv
+    from foveate.experiments.prediction import Wanted, check_wanted, find_images, to_csv
+    from foveate.experiments.prediction import predict as answers
 
     paths = find_images(images)
     if Path(model).suffix == ".onnx":
@@ -46,7 +51,11 @@ def predict(
     else:
         named = (weights, classes, size, mean, std)
         subject = options.open_model(model, *named, trust_code=trust_code)
-    rows = list(classify(subject, paths, top=top, skip_bad=skip_bad, batch_size=batch_size))
+    wanted = Wanted(top, threshold, masks)
+    check_wanted(subject, paths, wanted)  # before there is a folder
+    with options.folder_of_files(masks) as folder:
+        wanted = replace(wanted, masks=folder)
+        rows = list(answers(subject, paths, wanted, skip_bad=skip_bad, batch_size=batch_size))
     text = to_csv(rows)
     if out is None:
         typer.echo(text, nl=False)
