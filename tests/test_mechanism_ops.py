@@ -98,3 +98,19 @@ def test_scale_keeps_the_dtype_of_the_map() -> None:
     y = ops.scale(x, gate, gate)
     assert y.dtype == torch.bfloat16
     torch.testing.assert_close(y.double(), x.double() * gate * gate, rtol=2e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 5), (6, 6), (7, 13), (28, 30)])
+@pytest.mark.parametrize("cells", [(1, 1), (2, 3), (6, 6), (7, 12)])
+def test_exported_cell_means_are_those_of_adaptive_pooling(
+    size: tuple[int, int], cells: tuple[int, int]
+) -> None:
+    x = torch.randn(2, 3, *size, dtype=torch.float64)
+    exported = importlib.import_module("foveate.ops.grid").exported_cell_means(x, cells)
+    torch.testing.assert_close(exported, ops.cell_means(x, cells))
+    assert exported.shape == (2, 3, *cells)
+
+
+def test_cells_cover_a_length() -> None:
+    covered = {length: ops.cells_across(length, 4) for length in (1, 4, 5, 8, 9)}
+    assert covered == {1: 1, 4: 1, 5: 2, 8: 2, 9: 3}

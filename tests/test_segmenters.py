@@ -14,7 +14,7 @@ import foveate
 from cases import random_weight
 from foveate import models
 from foveate.errors import InvalidTypeError, InvalidValueError
-from foveate.models.decoders import CCNetHead, DANetHead, bin_means
+from foveate.models.decoders import CCNetHead, DANetHead
 from references.segmentation_heads import ccnet_head, danet_head
 from tolerances import assert_close
 
@@ -134,13 +134,6 @@ def test_the_ccnet_head_equals_its_reference(recurrence: int) -> None:
 def test_ccnet_passes_twice_unless_told() -> None:
     assert build("ccnet").decoder.branch.attention.recurrence == 2
     assert build("ccnet", recurrence=1).decoder.branch.attention.recurrence == 1
-
-
-@pytest.mark.parametrize("size", [(1, 1), (2, 5), (6, 6), (7, 13), (28, 30)])
-@pytest.mark.parametrize("bins", [1, 2, 3, 6])
-def test_bins_are_those_of_adaptive_pooling(size: tuple[int, int], bins: int) -> None:
-    x = image(*size, batch=2).double()
-    assert_close(bin_means(x, bins), F.adaptive_avg_pool2d(x, bins))
 
 
 def layer(into: int, out: int, kernel: int = 3) -> int:

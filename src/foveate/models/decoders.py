@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
 
+from foveate import ops
 from foveate.mechanisms.norm import GateNorm
 from foveate.models.backbones import Backbone
 
@@ -164,7 +165,7 @@ class PyramidPooling(nn.Module):
     def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
         x = features[self.last]
         parts = [
-            _resized(part(bin_means(x, bins)), x)
+            _resized(part(ops.cell_means(x, (bins, bins))), x)
             for bins, part in zip(self.bins, self.parts, strict=True)
         ]
         x = self.attention(self.layer(torch.cat([x, *parts], 1)))  # (B, C / 4, h, w)
@@ -250,25 +251,3 @@ class CCNetHead(nn.Module):
 
 def _resized(x: Tensor, like: Tensor) -> Tensor:
     return F.interpolate(x, like.shape[-2:], mode="bilinear", align_corners=False)
-
-
-def bin_means(x: Tensor, bins: int) -> Tensor:
-    """What ``adaptive_avg_pool2d`` gives, by two products of matrices.
-
-    Adaptive pooling cannot be exported for maps of dynamic size.
-
-    Args:
-        x: Map ``(B, C, H, W)``.
-        bins: Rows and columns of the result.
-    """
-    rows, columns = (_bins(side, bins, x) for side in x.shape[-2:])
-    return rows @ x @ columns.mT  # (B, C, bins, bins)
-
-
-def _bins(side: int, bins: int, like: Tensor) -> Tensor:
-    """Weights ``(bins, side)`` of the positions in each bin."""
-    number = torch.arange(bins, device=like.device)[:, None]
-    start, end = number * side // bins, ((number + 1) * side + bins - 1) // bins
-    at = torch.arange(side, device=like.device)
-    inside = (start <= at) & (at < end)  # (bins, side)
-    return inside.to(like.dtype) / (end - start)

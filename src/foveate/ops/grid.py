@@ -20,6 +20,11 @@ def cell_means(x: Tensor, size: tuple[int, int]) -> Tensor:
     """
     if not torch.compiler.is_exporting():
         return F.adaptive_avg_pool2d(x, size)
+    return exported_cell_means(x, size)
+
+
+def exported_cell_means(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """The same, as exported programs have it."""
     rows, columns = (_shares(side, cells, x) for side, cells in zip(x.shape[2:], size, strict=True))
     return rows @ x @ columns.mT
 
