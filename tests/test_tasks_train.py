@@ -1,6 +1,7 @@
 """Training and comparing for segmentation and detection, from the command line and in Python."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -73,8 +74,6 @@ def interrupt_in_step(monkeypatch, number):
     def step(self, *args):
         steps.append(None)
         if len(steps) == number:
-            import signal
-
             signal.raise_signal(signal.SIGINT)
         return original(self, *args)
 
