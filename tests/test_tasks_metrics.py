@@ -12,6 +12,7 @@ from foveate.experiments.reporting.scenes import pixel_accuracy
 from foveate.experiments.tasks import get_task
 from foveate.experiments.tasks.detect import average_precision
 from foveate.experiments.tasks.segment import confusions, intersection_over_union, pseudo_values
+from foveate.explain.bypass import effect
 
 CLASSES = 4
 
@@ -70,6 +71,13 @@ def test_pixel_accuracy_leaves_void_out():
     logits[:, 1] = 1.0
     known = torch.tensor([[[1, 1], [VOID, 0]], [[VOID, VOID], [VOID, VOID]]])
     assert pixel_accuracy(logits, known).tolist() == pytest.approx([2 / 3, 0.0])
+
+
+def test_a_share_that_never_changes_has_no_interval():
+    """Right and wrong images might differ by chance where none does; shares of pixels do not."""
+    assert effect(torch.zeros(8)).low < 0
+    assert effect(torch.zeros(8), counted=False) == effect(torch.zeros(80), counted=False)
+    assert effect(torch.zeros(8), counted=False).low == 0
 
 
 def literal_average_precision(pairs, label, threshold):
