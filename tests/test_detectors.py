@@ -69,20 +69,16 @@ def test_detections_are_of_the_classes_and_inside_the_images(kind: str) -> None:
         assert found["boxes"][:, 1::2].max() <= height
 
 
-@pytest.mark.parametrize(
-    ("kind", "backbone", "steps", "rate"),
-    [("retinanet", "mobilenet_v2", 30, 2e-3), ("ssdlite", "resnet18", 60, 3e-3)],
-)
-def test_one_image_is_learned(kind: str, backbone: str, steps: int, rate: float) -> None:
+def test_one_image_is_learned() -> None:
     """With its boxes and, in particular, with the labels that were given."""
     image = torch.full((3, 64, 64), 0.1)
     boxes = torch.tensor([[4.0, 8, 28, 56], [36, 20, 60, 44]])
     for box, channel in zip(boxes.int().tolist(), (0, 2), strict=True):
         image[channel, box[1] : box[3], box[0] : box[2]] = 1.0
     target = {"boxes": boxes, "labels": torch.tensor([2, 1])}
-    model = build(kind, backbone).train()
-    optimizer = torch.optim.Adam(model.parameters(), lr=rate)
-    for _ in range(steps):
+    model = build("retinanet", "mobilenet_v2").train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+    for _ in range(25):
         optimizer.zero_grad()
         sum(model([image], [target]).values()).backward()
         optimizer.step()
@@ -135,9 +131,8 @@ def test_images_are_normalised_and_not_enlarged_beyond_the_size(kind: str) -> No
     assert seen[1].shape[-2:] == ((64, 64) if kind == "ssdlite" else (64, 32))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_batch_norms_train(kind: str) -> None:
-    model = build(kind, "resnet18")
+def test_batch_norms_train() -> None:
+    model = build("retinanet", "resnet18")
     norms = [m for m in model.backbone.body.modules() if isinstance(m, nn.BatchNorm2d)]
     assert len(norms) == 20
     assert all(norm.weight.requires_grad for norm in norms)
@@ -187,8 +182,10 @@ def test_a_backbone_can_be_given() -> None:
         build("ssdlite", body)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("labels", [[0, 1], [1, 3]])
+@pytest.mark.parametrize(
+    ("kind", "labels"),
+    [("retinanet", [0, 1]), ("retinanet", [1, 3]), ("fasterrcnn", [0, 1]), ("ssdlite", [1, 3])],
+)
 def test_labels_of_no_class_are_refused(kind: str, labels: list[int]) -> None:
     model = build(kind, "resnet18").train()
     images, targets = batch()

@@ -62,8 +62,14 @@ def test_scores_have_the_size_of_the_image(kind: str, backbone: str) -> None:
 
 @pytest.mark.parametrize("kind", ["psp", "danet", "ccnet"])
 def test_heads_that_compare_positions_see_an_eighth(kind: str) -> None:
-    model = build(kind)
-    assert model.backbone.strides == (8, 8)
+    assert build(kind).backbone.strides == (8, 8)
+
+
+@pytest.mark.parametrize(("output_stride", "rates"), [(16, [6, 12, 18]), (8, [12, 24, 36])])
+def test_the_rates_of_deeplab_follow_the_stride(output_stride: int, rates: list[int]) -> None:
+    body = models.backbone("resnet18", strides=(4, 32), image_size=64, output_stride=output_stride)
+    model = build("deeplabv3plus", body)
+    assert [branch[0].dilation[0] for branch in model.decoder.branches] == [1, *rates]
     assert build("deeplabv3plus").backbone.strides == (4, 16, 16)
 
 
@@ -204,7 +210,7 @@ def test_insertion_finds_the_slots_and_changes_nothing(kind: str) -> None:
     assert torch.equal(run(model, x), want)
 
 
-@pytest.mark.parametrize("kind", SLOTS)
+@pytest.mark.parametrize("kind", ["unet", "danet"])
 def test_copies_and_weights_give_the_same(kind: str) -> None:
     model, x = build(kind, "se_resnet18"), image(40, 50)
     want = run(model, x)
@@ -291,8 +297,10 @@ def test_bad_arguments(kind: str, options: dict, error: type, message: str) -> N
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("where", ["residual", "stage", "conv3x3"])
-@pytest.mark.parametrize("architecture", ["Unet", "FPN", "DeepLabV3Plus"])
+@pytest.mark.parametrize(
+    ("architecture", "where"),
+    [("Unet", "residual"), ("FPN", "stage"), ("DeepLabV3Plus", "conv3x3"), ("PSPNet", "residual")],
+)
 def test_insertion_into_segmentation_models(architecture: str, where: str) -> None:
     torch.manual_seed(0)
     model = getattr(smp, architecture)("resnet18", encoder_weights=None, classes=3).eval()
@@ -301,8 +309,9 @@ def test_insertion_into_segmentation_models(architecture: str, where: str) -> No
     keys = list(model.state_dict())
     handle = foveate.insert(model, "cbam", where=where, example=x)
     assert torch.equal(run(model, x), want)
-    if where == "residual":
-        assert len(handle.sites) == 8
+    assert len(handle.sites) >= 4
+    if architecture == "Unet":
+        assert len(handle.sites) == 8  # the blocks of its encoder
     for module in handle.modules.values():
         nn.init.ones_(module.strength)
     assert not torch.equal(run(model, x), want)
