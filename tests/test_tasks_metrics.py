@@ -8,11 +8,15 @@ import torch
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from foveate.experiments.data.scenes import VOID
+from foveate.experiments.reporting.paired import interval_over_both
+from foveate.experiments.reporting.results import RunResult
 from foveate.experiments.reporting.scenes import pixel_accuracy
+from foveate.experiments.reporting.statistics import compare_to_baseline
 from foveate.experiments.tasks import get_task
 from foveate.experiments.tasks.detect import average_precision
 from foveate.experiments.tasks.segment import confusions, intersection_over_union, pseudo_values
 from foveate.explain.bypass import effect
+from synthetic_results import results_of
 
 CLASSES = 4
 
@@ -64,6 +68,24 @@ def test_pseudo_values_are_the_jackknife_and_have_the_metric_as_their_mean():
         raw.append(len(found) * score - len(rest) * np.mean(ious))
     assert values - values.mean() == pytest.approx(raw - np.mean(raw), abs=1e-9)
     assert pseudo_values(counts[:1]) is None
+
+
+def test_an_interval_over_other_images_comes_from_values_that_are_no_bits():
+    rng = np.random.default_rng(3)
+    values = rng.uniform(0.3, 0.5, (3, 6)), rng.uniform(0.4, 0.7, (3, 6))
+    runs = [
+        RunResult(
+            **{"mechanism": name, "seed": seed, "status": "finished", "metric": "mIoU"},
+            test_accuracy=100 * float(own.mean()),
+            test_values=own.tolist(),
+        )
+        for name, rows in zip(("none", "se"), values, strict=True)
+        for seed, own in enumerate(rows)
+    ]
+    (comparison,) = compare_to_baseline(results_of({}).model_copy(update={"runs": runs}))
+    expected = interval_over_both(values[1], values[0])
+    assert comparison.interval_both == pytest.approx(expected)
+    assert np.mean(expected) == pytest.approx(comparison.difference)  # around the metric itself
 
 
 def test_pixel_accuracy_leaves_void_out():

@@ -237,6 +237,16 @@ def test_the_host_is_frozen_while_head_and_attention_learn(task, masks, instance
     assert not torch.equal(norm.running_mean, before)
 
 
+def test_attention_goes_into_the_host_unless_modules_are_named(masks):
+    config = configured("segment", masks, "cbam")
+    data = loaded(config)
+    network = build_network(config, data)
+    host = get_task("segment").host(network.module)
+    inside = {id(parameter) for parameter in host.parameters()}
+    assert {id(parameter) for parameter in network.added()} < inside
+    assert len(network.attention.sites) == 5  # its units
+
+
 def test_attention_fills_the_slots_of_the_head(masks, tmp_path, capsys):
     command = ["train", "--task", "segment", "--data", str(masks), *SMALL, "--epochs", "1"]
     command += ["--mechanism", "se", "--where", "after", "--at", "decoder*attention"]
