@@ -1,6 +1,7 @@
 """Annotated images: what is read, what moves together, what is refused."""
 
 import dataclasses
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from foveate.experiments.data.moving import LEAST_SEEN, augment_scenes
 from foveate.experiments.data.scenes import VOID, Boxes, letterboxed, stretched
 
 SIZE = 64
+UNPACK = Path(__file__).parents[2] / "shared" / "data" / "unpack"
 
 
 @pytest.fixture(scope="module")
@@ -291,3 +293,20 @@ def test_what_cannot_be_used_can_be_left_out(tmp_path):
     data = load_masks(str(root), image_size=SIZE, skip_bad=True)
     assert [len(split) for split in (data.train, data.val, data.test)] == [8, 2, 4]
     assert list(data.record["skipped"].values()) == ["its mask is empty: every pixel of it is void"]
+
+
+@pytest.mark.data
+@pytest.mark.skipif(not UNPACK.is_file(), reason="no real images beside the checkout")
+def test_real_streets_and_people(tmp_path: Path) -> None:
+    subprocess.run([UNPACK, tmp_path, "camvid", "pennfudan"], check=True, stdout=subprocess.DEVNULL)
+    streets = load_masks("camvid", root=tmp_path, image_size=32, void=11)
+    assert len(streets.classes) == 11
+    assert [len(split) for split in (streets.train, streets.val, streets.test)] == [367, 101, 233]
+    shares = torch.stack(streets.train.targets).flatten().bincount(minlength=256)
+    assert int(shares[:11].argmax()) in (1, 3)  # building or road
+    assert 0 < int(shares[VOID]) < 0.1 * int(shares.sum())
+    people = load_boxes("pennfudan", root=tmp_path, image_size=64)
+    assert sum(len(split) for split in (people.train, people.val, people.test)) == 170
+    every = torch.cat([found.boxes for found in people.train.targets])
+    width, height = (every[:, 2:] - every[:, :2]).unbind(1)
+    assert float((height > width).double().mean()) > 0.95  # they stand

@@ -8,10 +8,15 @@ import torch
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from foveate.experiments.data.scenes import VOID
+from foveate.experiments.reporting.paired import interval_over_both
+from foveate.experiments.reporting.results import RunResult
 from foveate.experiments.reporting.scenes import pixel_accuracy
+from foveate.experiments.reporting.statistics import compare_to_baseline
 from foveate.experiments.tasks import get_task
 from foveate.experiments.tasks.detect import average_precision
 from foveate.experiments.tasks.segment import confusions, intersection_over_union, pseudo_values
+from foveate.explain.bypass import effect
+from synthetic_results import results_of
 
 CLASSES = 4
 
@@ -65,11 +70,36 @@ def test_pseudo_values_are_the_jackknife_and_have_the_metric_as_their_mean():
     assert pseudo_values(counts[:1]) is None
 
 
+def test_an_interval_over_other_images_comes_from_values_that_are_no_bits():
+    rng = np.random.default_rng(3)
+    values = rng.uniform(0.3, 0.5, (3, 6)), rng.uniform(0.4, 0.7, (3, 6))
+    runs = [
+        RunResult(
+            **{"mechanism": name, "seed": seed, "status": "finished", "metric": "mIoU"},
+            test_accuracy=100 * float(own.mean()),
+            test_values=own.tolist(),
+        )
+        for name, rows in zip(("none", "se"), values, strict=True)
+        for seed, own in enumerate(rows)
+    ]
+    (comparison,) = compare_to_baseline(results_of({}).model_copy(update={"runs": runs}))
+    expected = interval_over_both(values[1], values[0])
+    assert comparison.interval_both == pytest.approx(expected)
+    assert np.mean(expected) == pytest.approx(comparison.difference)  # around the metric itself
+
+
 def test_pixel_accuracy_leaves_void_out():
     logits = torch.zeros(2, 3, 2, 2)
     logits[:, 1] = 1.0
     known = torch.tensor([[[1, 1], [VOID, 0]], [[VOID, VOID], [VOID, VOID]]])
     assert pixel_accuracy(logits, known).tolist() == pytest.approx([2 / 3, 0.0])
+
+
+def test_a_share_that_never_changes_has_no_interval():
+    """Right and wrong images might differ by chance where none does; shares of pixels do not."""
+    assert effect(torch.zeros(8)).low < 0
+    assert effect(torch.zeros(8), counted=False) == effect(torch.zeros(80), counted=False)
+    assert effect(torch.zeros(8), counted=False).low == 0
 
 
 def literal_average_precision(pairs, label, threshold):

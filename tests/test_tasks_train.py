@@ -1,10 +1,13 @@
 """Training and comparing for segmentation and detection, from the command line and in Python."""
 
 import json
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 import scene_data
 from foveate.cli import main
@@ -73,8 +76,6 @@ def interrupt_in_step(monkeypatch, number):
     def step(self, *args):
         steps.append(None)
         if len(steps) == number:
-            import signal
-
             signal.raise_signal(signal.SIGINT)
         return original(self, *args)
 
@@ -176,6 +177,40 @@ def test_the_loss_of_an_evaluation_changes_nothing(instances):
         assert torch.equal(tensor, before[name]), name
 
 
+class Oracle(nn.Module):
+    """A detector that knows the truth, and counts classes from 1 as detectors do."""
+
+    def __init__(self, data: Data) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+        self.truth = [
+            {"boxes": boxes, "labels": labels + 1, "scores": torch.ones(len(labels))}
+            for boxes, labels in data.test.targets
+        ]
+        self.seen: list[int] = []
+
+    def forward(self, images: list[Tensor], targets: Any = None) -> Any:
+        if self.training:
+            self.seen += [int(label) for target in targets for label in target["labels"]]
+            return {"a": images[0].mean(), "b": torch.ones(())}
+        found, self.truth = self.truth[: len(images)], self.truth[len(images) :]
+        return found
+
+
+def test_what_is_found_is_held_against_what_is_there(tmp_path):
+    root = scene_data.make_coco(tmp_path)
+    config = configured("detect", root, "none")
+    data = loaded(config)
+    oracle = Oracle(data)
+    found = get_task("detect").evaluate(
+        oracle, data.test, data, config.recipe, launch(config.recipe)
+    )
+    assert (found.score, found.scores["AP75"]) == (pytest.approx(100), pytest.approx(100))
+    assert found.per_class == {"thing": pytest.approx(100), "other": pytest.approx(100)}
+    assert set(oracle.seen) == {1, 2}
+    assert found.loss > 1  # the sum of its losses
+
+
 @pytest.mark.parametrize("task", ["segment", "detect"])
 def test_the_host_is_frozen_while_head_and_attention_learn(task, masks, instances, tmp_path):
     config = configured(
@@ -200,6 +235,16 @@ def test_the_host_is_frozen_while_head_and_attention_learn(task, masks, instance
     assert all(p.requires_grad for p in learner.module.parameters())
     learner.step(images, known, 0.01)
     assert not torch.equal(norm.running_mean, before)
+
+
+def test_attention_goes_into_the_host_unless_modules_are_named(masks):
+    config = configured("segment", masks, "cbam")
+    data = loaded(config)
+    network = build_network(config, data)
+    host = get_task("segment").host(network.module)
+    inside = {id(parameter) for parameter in host.parameters()}
+    assert {id(parameter) for parameter in network.added()} < inside
+    assert len(network.attention.sites) == 5  # its units
 
 
 def test_attention_fills_the_slots_of_the_head(masks, tmp_path, capsys):

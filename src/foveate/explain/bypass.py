@@ -47,6 +47,7 @@ def bypasses(
     """
     effects: dict[str, Effect] = {}
     change = None
+    counted = bool((scores == scores.round()).all())
     for kind in KINDS:
         if kind == "identity":
             if needed(module):
@@ -57,19 +58,20 @@ def bypasses(
             see = _mean(means) if kind == "mean" else _shuffled(seed)
             found = _run(model, module, batches, see)
         judged = [judge(y, labels) for y, (_, labels) in zip(found, batches, strict=True)]
-        effects[kind] = effect(scores - torch.cat(judged))
+        effects[kind] = effect(scores - torch.cat(judged), counted=counted)
     return effects, change
 
 
-def effect(losses: Tensor) -> Effect:
+def effect(losses: Tensor, *, counted: bool = True) -> Effect:
     """The mean of paired differences, with an interval.
 
     Of differences of -1, 0 and 1 it is that of Agresti and Min (2005), which is not empty where no
-    image differs; of others the normal one.
+    image differs; of others, and where ``counted`` says that the metric is a share of each image,
+    the normal one.
     """
     losses = losses.double()
     n, mean = len(losses), float(losses.mean())
-    if bool(((losses == losses.round()) & (losses.abs() <= 1)).all()):
+    if counted and bool(((losses == losses.round()) & (losses.abs() <= 1)).all()):
         worse, better = int((losses > 0).sum()), int((losses < 0).sum())
         middle = (worse - better) / (n + 2)
         variance = (worse + better + 1 - (worse - better) ** 2 / (n + 2)) / (n + 2) ** 2
