@@ -200,7 +200,7 @@ class Finder(nn.Module):
 
     def forward(self, images: list[torch.Tensor]) -> list[dict[str, torch.Tensor]]:
         box = torch.tensor([[8.0, 4.0, 16.0, 12.0], [0.0, 0.0, 99.0, 99.0]])
-        found = {"boxes": box, "scores": torch.tensor([0.9, 0.3]), "labels": torch.tensor([1, 0])}
+        found = {"boxes": box, "scores": torch.tensor([0.9, 0.3]), "labels": torch.tensor([2, 1])}
         return [found for _ in images]
 
 

@@ -294,7 +294,10 @@ def test_a_training_for_detection_from_the_command_line(instances, tmp_path, cap
     assert "It could not be drawn" not in page
     assert (out / "figures" / "spatial-predictions.svg").exists()
     assert main(["explain", str(out), str(instances / "test" / "images" / "00.png")]) == 2
-    assert "was trained to detect, but this takes classifiers" in capsys.readouterr().err
+    assert (
+        "was trained to detect, but this takes what was trained to classify"
+        in capsys.readouterr().err
+    )
 
 
 def test_another_task_is_another_run(masks, tmp_path):

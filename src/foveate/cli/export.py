@@ -50,7 +50,10 @@ def export(
     _check_options(to, int8, data, opset)
     for module in ("onnx", "onnxscript", "onnxruntime"):
         require(module, extra="export")
-    subject = options.open_model(model, weights, classes, size, mean, std, trust_code=trust_code)
+    tasks = ("classify",) if int8 else ("classify", "segment")
+    subject = options.open_model(
+        model, weights, classes, size, mean, std, trust_code=trust_code, tasks=tasks
+    )
     path = out or Path(subject.name.replace(":", "-")).with_suffix(ENDINGS[to])
     import torch
 

@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -43,8 +43,9 @@ def open_model(
     std: str | None,
     *,
     trust_code: bool = False,
+    tasks: Sequence[str] = ("classify",),
 ) -> "Subject":
-    """The network that the arguments name."""
+    """The network that the arguments name, for one of some tasks."""
     require("torchvision", extra="train")
     require("pydantic", extra="train")
     from foveate.experiments.subject import open_subject
@@ -58,10 +59,10 @@ def open_model(
         std=_numbers("std", std),
         trust_code=trust_code,
     )
-    if subject.task != "classify":
+    if subject.task not in tasks:
         raise InvalidValueError(
-            f"{model} was trained to {subject.task}, but this takes classifiers; the report.html "
-            "beside it shows what its attention does"
+            f"{model} was trained to {subject.task}, but this takes what was trained to "
+            f"{' or '.join(tasks)}; the report.html beside it shows what its attention does"
         )
     return subject
 

@@ -12,6 +12,8 @@ from foveate.errors import InvalidValueError, require
 if TYPE_CHECKING:
     from foveate.experiments.subject import Subject
 
+TASKS = ("classify", "detect", "segment")
+
 
 def predict(
     model: Annotated[
@@ -50,7 +52,7 @@ def predict(
         subject = _exported(model, **given)
     else:
         named = (weights, classes, size, mean, std)
-        subject = options.open_model(model, *named, trust_code=trust_code)
+        subject = options.open_model(model, *named, trust_code=trust_code, tasks=TASKS)
     wanted = Wanted(top, threshold, masks)
     check_wanted(subject, paths, wanted)  # before there is a folder
     with options.folder_of_files(masks) as folder:

@@ -152,7 +152,8 @@ def _boxes(
     scale = max(size) / subject.image_size  # the picture lies at the upper left, in its own shape
     limit = torch.tensor([*size, *size])
     boxes = (found["boxes"] * scale).clamp(min=0).minimum(limit)
-    for box, score, label in zip(boxes, found["scores"], found["labels"], strict=True):
+    labels = found["labels"] - 1  # detectors count the background
+    for box, score, label in zip(boxes, found["scores"], labels, strict=True):
         if score >= wanted.threshold:
             corners = zip(("left", "top", "right", "bottom"), box.tolist(), strict=True)
             place = {name: round(value, 1) for name, value in corners}
