@@ -42,7 +42,8 @@ def measure(subject: Subject, data: Data) -> dict[str, Any]:
     found = {}
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         source = Path(folder) / "float.onnx"
-        export.onnx(subject.module, torch.zeros(1, len(subject.mean), size, size), source)
+        example = torch.zeros(1, len(subject.mean), size, size)
+        export.onnx(subject.module, example, source, fixed_size=True)
         for way, gates in WAYS.items():
             batches = [calibration[0][:BATCH], *calibration]
             made = export.int8(

@@ -6,6 +6,7 @@ import stat
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 
@@ -92,6 +93,15 @@ def test_a_network_without_open_sizes_can_be_exported_for_one(tmp_path: Path) ->
     assert not list(tmp_path.iterdir())
     found = export.onnx(Fixed(), IMAGE, tmp_path / "m.onnx", fixed_size=True)
     assert list(found.differences) == [(b, 3, 14, 10) for b in (1, 2, 5)]
+
+
+def test_padding_by_the_size_of_the_input_is_refused_with_open_sizes(tmp_path: Path) -> None:
+    host = timm.layers.Conv2dSame(3, 4, 3, stride=2)
+    assert not export.takes_any_size(host, IMAGE)
+    assert export.takes_any_size(network(), IMAGE)
+    with pytest.raises(ValueError, match=r"pads by the size of its input.*it can with fixed_size"):
+        export.onnx(host, IMAGE, tmp_path / "m.onnx")
+    assert export.onnx(host, IMAGE, tmp_path / "m.onnx", fixed_size=True).worst < 1e-5
 
 
 def test_mode_and_gradients_stay_as_they_were(tmp_path: Path) -> None:

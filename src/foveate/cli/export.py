@@ -62,7 +62,7 @@ def export(
     example = torch.zeros(1, len(subject.mean), subject.image_size, subject.image_size)
     if not (fixed_size or takes_any_size(subject.module, example)):
         fixed_size = True
-        typer.echo(f"{subject.name} takes images of one size only: height and width stay closed")
+        typer.echo(f"{subject.name} is exported for this size only: height and width stay closed")
     with torch.no_grad():
         if int8:
             return _quantised(

@@ -27,6 +27,7 @@ OLDEST = 11
 WRITTEN = 18
 """The oldest version that the exporter writes."""
 
+_SAME = ("AvgPool2dSame", "Conv2dSame", "MaxPool2dSame")
 _ABOUT, _ATTENTION = "foveate", "foveate.attention"
 
 
@@ -184,7 +185,9 @@ def usual_sizes(height: int, width: int) -> list[Size]:
 
 
 def takes_any_size(model: nn.Module, example: Tensor) -> bool:
-    """Whether a network runs at sizes other than that of the example."""
+    """Whether a network runs, and can be exported, at sizes other than that of the example."""
+    if _pads_by_size(model):
+        return False
     with in_mode(model, training=False), torch.no_grad():
         try:
             for images in compared_inputs(example, None, fixed_size=False):
@@ -192,6 +195,14 @@ def takes_any_size(model: nn.Module, example: Tensor) -> bool:
         except (RuntimeError, ValueError, AssertionError):  # hosts check in many ways
             return False
     return True
+
+
+def _pads_by_size(model: nn.Module) -> bool:
+    """Whether layers of timm pad as TensorFlow does, by what is left over at their stride.
+
+    With open sizes each such layer doubles the cases that the exporter has to tell apart.
+    """
+    return any(type(module).__name__ in _SAME for module in model.modules())
 
 
 def _check_opset(opset: int | None) -> None:
@@ -270,6 +281,11 @@ def exported(
     if hasattr(model, "_orig_mod"):
         raise InvalidTypeError("a compiled network cannot be exported; pass the one it is made of")
     check_output(model(example))
+    if _pads_by_size(model) and not fixed_size:
+        raise InvalidValueError(
+            f"this {type(model).__name__} pads by the size of its input (pad_type=same), which "
+            "cannot be exported with open sizes; it can with fixed_size"
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the exporter, about itself
