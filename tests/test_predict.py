@@ -15,6 +15,7 @@ import tiny
 from foveate.cli import main
 from foveate.experiments.prediction import Wanted, find_images, predict
 from foveate.experiments.subject import Subject
+from foveate.experiments.training import checkpoint
 
 Capture = pytest.CaptureFixture[str]
 
@@ -50,6 +51,20 @@ def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("exported") / "digits.onnx"
     assert main(["export", str(run), "--out", str(path)]) == 0
     return path
+
+
+@pytest.fixture(scope="module")
+def files(run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Checkpoints that cannot be used: half of one, of another host, of fewer classes."""
+    folder = tmp_path_factory.mktemp("files")
+    paths = {name: folder / f"{name}.safetensors" for name in ("cut", "other", "fewer")}
+    content = (run / "model.safetensors").read_bytes()
+    paths["cut"].write_bytes(content[: len(content) // 2])
+    tensors, about = checkpoint.load(run / "model.safetensors")
+    other = {**about, "config": {**about["config"], "host": "resnet20"}}
+    checkpoint.save(paths["other"], tensors, other)
+    checkpoint.save(paths["fewer"], tensors, {**about, "classes": ["a", "b"]})
+    return paths
 
 
 def table(text: str) -> list[dict[str, str]]:
@@ -120,6 +135,13 @@ def test_a_broken_image_stops_all_or_is_left_out(
         (["predict", "missing.onnx", "{images}"], "there is no 'missing.onnx'"),
         (["predict", "{onnx}", "{images}", "--size", "8"], "has its own size"),
         (["predict", "{broken}", "{images}"], "is not a whole ONNX file"),
+        (["predict", "{cut}", "{images}"], "is not a readable checkpoint"),
+        (["predict", "{other}", "{images}"], "is of another architecture: it lacks 'conv1.weight'"),
+        (
+            ["predict", "{fewer}", "{images}"],
+            "is of another architecture: 'fc2.weight' is (10, 512)",
+        ),
+        (["export", "{other}"], "is of another architecture"),
         (["export", "{run}", "--to", "tflite"], "unknown target 'tflite'"),
         (["export", "{run}", "--int8"], "--int8 needs --data"),
         (["export", "{run}", "--data", "{images}"], "--data is for --int8"),
@@ -137,6 +159,7 @@ def test_bad_input_is_one_line(
     run: Path,
     images: Path,
     exported: Path,
+    files: dict[str, Path],
     tmp_path: Path,
     capsys: Capture,
     monkeypatch: pytest.MonkeyPatch,
@@ -145,7 +168,7 @@ def test_bad_input_is_one_line(
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(exported.read_bytes()[:-50])
     capsys.readouterr()
-    named = {"run": run, "images": images / "test", "onnx": exported, "broken": broken}
+    named = {"run": run, "images": images / "test", "onnx": exported, "broken": broken, **files}
     assert main([word.format(**named) for word in words]) == 2
     captured = capsys.readouterr()
     assert message in captured.err
