@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -197,6 +198,18 @@ def test_eight_bits_from_the_command_line(
     assert main([*words, "--max-drop", "-100", "--out", str(tmp_path / "none.onnx")]) == 1
     assert "nothing was written" in capsys.readouterr().err
     assert not (tmp_path / "none.onnx").exists()
+
+
+def test_eight_bits_for_openvino_with_every_layer(
+    run: Path, images: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    words = ["export", str(run), "--to", "openvino", "--int8", "--data", str(images), "--json"]
+    assert main([*words, "--max-drop", "60", "--out", str(tmp_path / "m.xml")]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {path.name for path in tmp_path.iterdir()} == {"m.xml", "m.bin"}
+    assert found["path"] == str(tmp_path / "m.xml")
+    assert len(found["layers"]) > 5
+    assert found["before"] - found["after"] <= 60
 
 
 @pytest.mark.parametrize(("to", "names"), [("torch", {"m.pt2"}), ("openvino", {"m.xml", "m.bin"})])

@@ -1,5 +1,8 @@
 """``foveate export``."""
 
+import dataclasses
+import json
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -43,11 +46,12 @@ def export(
     out: Annotated[
         Path | None, typer.Option(help="File; default: the model's name with the usual ending.")
     ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with every layer.")] = False,
 ) -> int:
     """Write a network for another runtime, and hold it against the original at other sizes."""
     check_choice("target", to, ENDINGS)
     check_positive(calibrate=calibrate)
-    _check_options(to, int8, data, opset)
+    _check_options(to, int8, data, opset, out)
     for module in ("onnx", "onnxscript", "onnxruntime"):
         require(module, extra="export")
     tasks = ("classify",) if int8 else ("classify", "segment")
@@ -62,23 +66,30 @@ def export(
     example = torch.zeros(1, len(subject.mean), subject.image_size, subject.image_size)
     if not (fixed_size or takes_any_size(subject.module, example)):
         fixed_size = True
-        typer.echo(f"{subject.name} is exported for this size only: height and width stay closed")
-    with torch.no_grad():
-        if int8:
-            return _quantised(
-                subject,
-                example,
-                path,
-                to,
-                max_drop=max_drop,
-                gates=gates,
-                fixed_size=fixed_size,
-                images=_images(subject, str(data), root, calibrate, limit),
-            )
-        return _plain(subject, example, path, to, opset=opset, fixed_size=fixed_size)
+        said = f"{subject.name} is exported for this size only: height and width stay closed"
+        typer.echo(said, err=as_json)
+    if not int8:
+        _plain(subject, example, path, to, opset=opset, fixed_size=fixed_size, as_json=as_json)
+        return 0
+    images = _images(subject, str(data), root, calibrate, limit)
+    how: Any = {"max_drop": max_drop, "gates": gates}
+    write = _int8_program if to == "torch" else _int8_graph
+    from foveate.export import DropError
+
+    try:
+        with torch.no_grad():
+            write(subject, example, path, images, fixed_size=fixed_size, as_json=as_json, **how)
+    except DropError as error:
+        typer.echo(f"foveate: {error}", err=True)
+        return 1
+    return 0
 
 
-def _check_options(to: str, int8: bool, data: str | None, opset: int | None) -> None:
+def _check_options(
+    to: str, int8: bool, data: str | None, opset: int | None, out: Path | None
+) -> None:
+    if out is not None and out.suffix != ENDINGS[to]:
+        raise InvalidValueError(f"the file of --to {to} ends in {ENDINGS[to]}, but got '{out}'")
     if int8 and data is None:
         raise InvalidValueError("--int8 needs --data: images to calibrate and to judge on")
     if data is not None and not int8:
@@ -89,21 +100,32 @@ def _check_options(to: str, int8: bool, data: str | None, opset: int | None) -> 
         raise InvalidValueError(f"--opset is for --to onnx, but got --to {to}")
 
 
-def _plain(subject: "Subject", example: "torch.Tensor", path: Path, to: str, **how: Any) -> int:
+def _plain(
+    subject: "Subject",
+    example: "torch.Tensor",
+    path: Path,
+    to: str,
+    *,
+    opset: int | None,
+    fixed_size: bool,
+    as_json: bool,
+) -> None:
     from foveate import export
 
     if to == "tensorrt":
         export.tensorrt(subject.module, example, path)
         typer.echo(f"{path}: an engine for this machine's graphics card")
-        return 0
+        return
+    how: Any = {"fixed_size": fixed_size}
     if to == "onnx":
-        found = export.onnx(subject.module, example, path, about=subject.about(), **how)
+        how |= {"opset": opset, "about": subject.about()}
+    write = {"onnx": export.onnx, "torch": export.program, "openvino": export.openvino}[to]
+    found = write(subject.module, example, path, **how)
+    differences = {"x".join(map(str, at)): value for at, value in found.differences.items()}
+    if as_json:
+        print(json.dumps({"path": str(path), "differences": differences}, indent=2))
     else:
-        write = {"torch": export.program, "openvino": export.openvino}[to]
-        found = write(subject.module, example, path, fixed_size=how["fixed_size"])
-    shapes = ", ".join("x".join(map(str, shape)) for shape in found.differences)
-    typer.echo(f"{path}: agrees within {found.worst:.1e} at {shapes}")
-    return 0
+        typer.echo(f"{path}: agrees within {found.worst:.1e} at {', '.join(differences)}")
 
 
 class _Images:
@@ -129,51 +151,58 @@ def _images(
     )
 
 
-def _quantised(
+def _int8_program(
     subject: "Subject",
     example: "torch.Tensor",
     path: Path,
-    to: str,
-    *,
-    max_drop: float,
-    gates: bool,
-    fixed_size: bool,
     images: _Images,
-) -> int:
-    import tempfile
+    *,
+    fixed_size: bool,
+    as_json: bool,
+    **how: Any,
+) -> None:
+    from foveate import export
 
+    scores = export.program_int8(
+        subject.module,
+        example,
+        path,
+        images.calibration,
+        images.score,
+        fixed_size=fixed_size,
+        **how,
+    )
+    found = dict(zip(("before", "after"), scores, strict=True))
+    if as_json:
+        print(json.dumps({"path": str(path), **found}, indent=2))
+    else:
+        typer.echo(f"{path}: accuracy {scores[0]:.2f} % before, {scores[1]:.2f} % after")
+
+
+def _int8_graph(
+    subject: "Subject",
+    example: "torch.Tensor",
+    path: Path,
+    images: _Images,
+    *,
+    fixed_size: bool,
+    as_json: bool,
+    **how: Any,
+) -> None:
+    """For ONNX Runtime, or by way of that for OpenVINO."""
     from rich.console import Console
 
     from foveate import export
-    from foveate.export.to_onnx import written
-    from foveate.export.to_openvino import convert
 
-    how: Any = {"max_drop": max_drop, "gates": gates}
-    try:
-        if to == "torch":
-            scores = export.program_int8(
-                subject.module,
-                example,
-                path,
-                images.calibration,
-                images.score,
-                fixed_size=fixed_size,
-                **how,
-            )
-            typer.echo(f"{path}: accuracy {scores[0]:.2f} % before, {scores[1]:.2f} % after")
-            return 0
-        with tempfile.TemporaryDirectory() as folder:
-            plain, small = Path(folder) / "plain.onnx", Path(folder) / "small.onnx"
-            about = subject.about()
-            export.onnx(subject.module, example, plain, fixed_size=fixed_size, about=about)
-            at = path if to == "onnx" else small
-            made = export.int8(plain, at, images.calibration, images.score, **how)
-            if to == "openvino":
-                with written(path) as draft:
-                    convert(small, draft)
-    except export.DropError as error:
-        typer.echo(f"foveate: {error}", err=True)
-        return 1
+    with tempfile.TemporaryDirectory() as folder:
+        plain = Path(folder) / "plain.onnx"
+        export.onnx(subject.module, example, plain, fixed_size=fixed_size, about=subject.about())
+        quantised = path if path.suffix == ENDINGS["onnx"] else Path(folder) / "small.onnx"
+        made = export.int8(plain, quantised, images.calibration, images.score, **how)
+        if quantised != path:
+            export.openvino_int8(quantised, path, images.score, made.before, how["max_drop"])
+    if as_json:
+        print(json.dumps({"path": str(path), **dataclasses.asdict(made)}, indent=2))
+        return
     Console().print(made)
     typer.echo(str(path))
-    return 0

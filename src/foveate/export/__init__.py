@@ -12,6 +12,7 @@ from foveate.export.to_onnx import onnx as onnx
 from foveate.export.to_onnx import read_about as read_about
 from foveate.export.to_onnx import takes_any_size as takes_any_size
 from foveate.export.to_openvino import openvino as openvino
+from foveate.export.to_openvino import openvino_int8 as openvino_int8
 from foveate.export.to_tensorrt import tensorrt as tensorrt
 from foveate.export.to_torch import program as program
 from foveate.export.to_torch import program_int8 as program_int8

@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.errors import InvalidValueError, require
-from foveate.export.agreement import Agreement, Runner, agree
+from foveate.export.agreement import Agreement, Runner, agree, check_drop
 from foveate.export.to_onnx import Size, compared_inputs, onnx, written
 from foveate.modes import in_mode
 
@@ -49,6 +49,35 @@ def openvino(
         with in_mode(model, training=False), torch.no_grad():
             inputs = compared_inputs(example, sizes, fixed_size)
             return agree(model, on_openvino(draft), inputs, tolerance)
+
+
+def openvino_int8(
+    source: Path,
+    path: str | os.PathLike[str],
+    score: Callable[[Runner], float],
+    before: float,
+    max_drop: float,
+) -> float:
+    """Convert what :func:`foveate.export.int8` has written, and judge it again in OpenVINO.
+
+    Args:
+        source: The quantised ONNX file.
+        path: Of the ``.xml`` file.
+        score: As for :func:`foveate.export.int8`.
+        before: The score of the network in floating point.
+        max_drop: Most that it may lose, in percentage points.
+
+    Returns:
+        The score.
+
+    Raises:
+        DropError: If it loses more.
+    """
+    with written(path) as draft:
+        convert(source, draft)
+        after = score(on_openvino(draft))
+        check_drop(before, after, max_drop)
+    return after
 
 
 def convert(source: Path, path: Path) -> None:
