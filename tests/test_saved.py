@@ -128,13 +128,13 @@ def test_pickles_are_not_opened(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"config": None}, "was not written by a run: it lacks 'config'"),
-        ({"classes": None}, "it lacks 'classes'"),
+        ({"config": None}, "was not written by a run: config"),
+        ({"classes": None}, "was not written by a run: classes"),
         ({"config": {"host": "resnet20"}}, "is of another architecture: it lacks 'conv1.weight'"),
         ({"config": {"mechanism": None}}, r"another architecture: it has '.*attention"),
         ({"classes": ["a", "b"]}, r"'.*' is \(10, \d+\) there and \(2, \d+\) here"),
         ({"in_channels": 3}, "1 means for 3 channels"),
-        ({"image_size": 0}, "image_size must be at least 1"),
+        ({"image_size": 0}, "image_size"),
         ({"config": {"mechanism": {"key": "cbma"}}}, "unknown mechanism 'cbma'"),
     ],
 )

@@ -15,7 +15,7 @@ from cases import random_weight
 from foveate import models
 from foveate.errors import InvalidTypeError, InvalidValueError
 from foveate.models.decoders import CCNetHead, DANetHead
-from references.segmentation_heads import ccnet_head, danet_head
+from segmentation_heads import ccnet_head, danet_head
 from tolerances import assert_close
 
 SLOTS = {

@@ -125,7 +125,7 @@ def test_a_segmentation_learns_and_says_what_it_measured(masks, tmp_path):
 def test_the_file_gives_the_network_back(masks, tmp_path):
     config = configured("segment", masks, "se", epochs=1)
     result = train(config, tmp_path / "run")
-    subject = trained(tmp_path / "run" / "model.safetensors")
+    subject = trained(tmp_path / "run" / "model.safetensors", trust_code=True)
     assert (subject.task, subject.classes) == ("segment", ("0", "1", "2"))
     data = loaded(config)
     fabric = launch(config.recipe)
@@ -134,7 +134,7 @@ def test_the_file_gives_the_network_back(masks, tmp_path):
     image = subject.image(masks / "test" / "images" / "00.png")
     expected, _ = next(batches(data.test, data, batch_size=1))
     assert torch.equal(image, expected)
-    assert open_subject(str(tmp_path / "run")).task == "segment"
+    assert open_subject(str(tmp_path / "run"), trust_code=True).task == "segment"
 
 
 def test_the_first_loss_of_a_mechanism_is_that_of_the_network_alone(masks, tmp_path):
@@ -156,7 +156,7 @@ def test_detection_learns_finds_and_reports(instances, tmp_path):
     rows = [row for row in rows_of(tmp_path / "run") if "epoch" in row]
     assert rows[-1]["val_loss"] < rows[0]["val_loss"]
     assert "train_accuracy" not in rows[0]
-    subject = open_subject(str(tmp_path / "run"))
+    subject = open_subject(str(tmp_path / "run"), trust_code=True)
     assert (subject.task, subject.classes) == ("detect", ("object",))
 
 
@@ -293,7 +293,10 @@ def test_a_training_for_detection_from_the_command_line(instances, tmp_path, cap
     assert "AP50" in page
     assert "It could not be drawn" not in page
     assert (out / "figures" / "spatial-predictions.svg").exists()
-    assert main(["explain", str(out), str(instances / "test" / "images" / "00.png")]) == 2
+    assert (
+        main(["explain", "--trust-code", str(out), str(instances / "test" / "images" / "00.png")])
+        == 2
+    )
     assert (
         "was trained to detect, but this takes what was trained to classify"
         in capsys.readouterr().err

@@ -92,6 +92,7 @@ VARIANTS = [
         ADDED,
         parameters,
         options,
+        least=8,  # maps of more than one block on each side
         multiple=int(options.get("reduction", 2) * options.get("num_groups", 4)),
         constant_in_training=tuple(
             f"{name}.conv.bias" for name in ("conv1", "summary", "conv2", "conv3")

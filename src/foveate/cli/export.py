@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -50,15 +51,17 @@ def export(
 ) -> int:
     """Write a network for another runtime, and hold it against the original at other sizes."""
     check_choice("target", to, ENDINGS)
-    check_positive(calibrate=calibrate)
+    check_positive(calibrate=calibrate, **({} if limit is None else {"limit": limit}))
     _check_options(to, int8, data, opset, out)
+    if gates and not int8:
+        raise InvalidValueError("--gates is for --int8, which was not given")
     for module in ("onnx", "onnxscript", "onnxruntime"):
         require(module, extra="export")
     tasks = ("classify",) if int8 else ("classify", "segment")
     subject = options.open_model(
         model, weights, classes, size, mean, std, trust_code=trust_code, tasks=tasks
     )
-    path = out or Path(subject.name.replace(":", "-")).with_suffix(ENDINGS[to])
+    path = out or Path(re.sub(r"[^\w.-]", "-", subject.name) + ENDINGS[to])
     import torch
 
     from foveate.export import takes_any_size
@@ -96,6 +99,10 @@ def _check_options(
         raise InvalidValueError("--data is for --int8, which was not given")
     if int8 and to == "tensorrt":
         raise InvalidValueError("--int8 goes to onnx, torch or openvino, but got --to tensorrt")
+    if int8 and opset is not None:
+        raise InvalidValueError("--opset is not for --int8, whose operators it chooses itself")
+    if out is not None and not out.parent.is_dir():
+        raise InvalidValueError(f"cannot write {out}: there is no folder {out.parent}")
     if opset is not None and to != "onnx":
         raise InvalidValueError(f"--opset is for --to onnx, but got --to {to}")
 

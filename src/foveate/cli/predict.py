@@ -58,7 +58,7 @@ def predict(
     with options.folder_of_files(masks) as folder:
         wanted = replace(wanted, masks=folder)
         rows = list(answers(subject, paths, wanted, skip_bad=skip_bad, batch_size=batch_size))
-    text = to_csv(rows)
+    text = to_csv(rows, subject.task)
     if out is None:
         typer.echo(text, nl=False)
     else:

@@ -113,6 +113,14 @@ class MechanismConfig(_Settings):
     init: str | None = None
     options: dict[str, Any] = {}
 
+    @field_validator("options")
+    @classmethod
+    def _are_the_mechanisms(cls, options: dict[str, Any]) -> dict[str, Any]:
+        for name in ("at", "example", "init", "mechanism", "model", "optimizer", "where"):
+            if name in options:
+                raise ValueError(f"'{name}' is no option of a mechanism")
+        return options
+
     @property
     def label(self) -> str:
         """What reports call it."""
@@ -201,6 +209,12 @@ class _Experiment(_Settings):
         if self.head is not None and self.head not in heads:
             accepted = f"accepted: {', '.join(heads)}" if heads else "it has none"
             raise ValueError(f"task={self.task} has no head '{self.head}'; {accepted}")
+        exact = ("32-true", "64-true")
+        if self.task == "detect" and self.recipe.precision not in exact:
+            raise ValueError(
+                "boxes need all their digits: task=detect takes recipe.precision "
+                f"{' or '.join(exact)}, but got {self.recipe.precision}"
+            )
         if self.recipe.distill is not None and self.teacher is None:
             raise ValueError("recipe.distill needs a teacher: the folder of a finished run")
         return self

@@ -44,7 +44,7 @@ def find_images(words: Sequence[str]) -> list[Path]:
     Raises:
         ValueError: If a word means no image.
     """
-    found: dict[Path, None] = {}
+    found: dict[Path, Path] = {}
     for word in words:
         path = Path(word).expanduser()
         if path.is_dir():
@@ -56,8 +56,9 @@ def find_images(words: Sequence[str]) -> list[Path]:
             here = [one for one in here if one.suffix.lower() in EXTENSIONS]
         if not here:
             raise InvalidValueError(f"'{word}' is no image, no folder with images and no pattern")
-        found.update(dict.fromkeys(here))
-    return list(found)
+        for one in here:
+            found.setdefault(one.resolve(), one)
+    return list(found.values())
 
 
 def predict(
@@ -119,7 +120,10 @@ def check_wanted(subject: Subject, paths: Sequence[Path], wanted: Wanted) -> Non
     if subject.task != "segment":
         raise InvalidValueError(f"masks are of segmentations, but {subject.name} does not segment")
     by_name: dict[str, Path] = {}
+    images = {path.resolve() for path in paths}
     for path in paths:
+        if (wanted.masks / f"{path.stem}.png").resolve() in images:
+            raise InvalidValueError(f"a mask would take the place of an image in {wanted.masks}")
         twin = by_name.setdefault(path.stem, path)
         if twin != path:
             raise InvalidValueError(f"the masks of '{twin}' and '{path}' would have one name")
@@ -163,7 +167,8 @@ def _boxes(
 def _shares(
     subject: Subject, path: Path, size: tuple[int, int], logits: Tensor, wanted: Wanted
 ) -> Iterator[Row]:
-    mask = Image.fromarray(logits.argmax(0).numpy().astype(np.uint8))
+    kind = np.uint8 if len(subject.classes) <= 256 else np.uint16
+    mask = Image.fromarray(logits.argmax(0).numpy().astype(kind))
     mask = mask.resize(size, Image.Resampling.NEAREST)
     if wanted.masks is not None:
         mask.save(wanted.masks / f"{path.stem}.png")
@@ -180,10 +185,19 @@ _ANSWERS: dict[str, Callable[[Subject, Path, tuple[int, int], Any, Wanted], Iter
 }
 
 
-def to_csv(rows: Sequence[Row]) -> str:
-    """A table with a header; the columns of the first row."""
+COLUMNS = {
+    "classify": ("image", "class", "probability"),
+    "detect": ("image", "class", "score", "left", "top", "right", "bottom"),
+    "segment": ("image", "class", "share"),
+}
+"""Of the table of each task, where no row has more."""
+
+
+def to_csv(rows: Sequence[Row], task: str) -> str:
+    """A table with a header."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]) if rows else ["image"], lineterminator="\n")
+    columns = list(rows[0]) if rows else COLUMNS[task]
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()

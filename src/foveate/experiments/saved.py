@@ -3,12 +3,13 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 from urllib.parse import parse_qsl
 
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 from torch import Tensor, nn
 
-from foveate.errors import InvalidValueError, check_positive, require
+from foveate.errors import InvalidValueError, UserError, require
 
 require("huggingface_hub", extra="train")
 
@@ -23,12 +24,43 @@ MODEL = "model.safetensors"
 """Name of the file in the folder of a run, and in a repository."""
 CARD = "config.json"
 
-_FED = ("classes", "mean", "std", "in_channels", "image_size")
 # Options of hosts that read files or fetch them.
 _REACHING = (
     *("cache_dir", "checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"),
     *("weights", "weights_backbone"),
 )
+
+
+class Fed(BaseModel):
+    """What a network is fed with, as files hold it."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    classes: Annotated[tuple[str, ...], Field(min_length=1, strict=False)]
+    mean: Annotated[tuple[FiniteFloat, ...], Field(min_length=1, strict=False)]
+    std: Annotated[tuple[Annotated[FiniteFloat, Field(gt=0)], ...], Field(strict=False)]
+    image_size: Annotated[int, Field(ge=1, le=1 << 14)]
+
+    @model_validator(mode="after")
+    def _fit(self) -> Self:
+        if len(set(self.classes)) < len(self.classes):
+            raise ValueError("the names of the classes must differ")
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"there are {len(self.mean)} means and {len(self.std)} deviations")
+        return self
+
+
+class About(Fed):
+    """What gives a network again, and feeds it."""
+
+    config: dict[str, Any]
+    in_channels: int
+
+    @model_validator(mode="after")
+    def _one_mean_a_channel(self) -> Self:
+        if len(self.mean) != self.in_channels:
+            raise ValueError(f"there are {len(self.mean)} means for {self.in_channels} channels")
+        return self
 
 
 class Trained(ModelHubMixin, nn.Module, library_name="foveate", tags=["attention"]):
@@ -126,33 +158,26 @@ def load(path: str | Path, *, trust_code: bool = False) -> Trained:
     at = path / MODEL if path.is_dir() else path
     if not at.is_file():
         raise InvalidValueError(f"there is no '{at}'; a finished run has written one")
-    tensors, about = checkpoint.load(at)
+    tensors, content = checkpoint.load(at)
     try:
-        config = parse(RunConfig, about["config"])
-        classes, mean, std, channels, size = (about[name] for name in _FED)
-        check_positive(in_channels=channels, image_size=size)
-        trained = _empty(config, tuple(classes), tuple(mean), tuple(std), size, trust_code)
-    except KeyError as error:
-        raise InvalidValueError(f"{at} was not written by a run: it lacks {error}") from error
-    if channels != len(mean):
-        raise InvalidValueError(f"{at} has {len(mean)} means for {channels} channels")
+        about = parse(About, content)
+        config = parse(RunConfig, about.config)
+        trained = _empty(config, about, trust_code)
+    except UserError as error:
+        raise InvalidValueError(f"{at} was not written by a run: {error}") from error
+    except Exception as error:  # of hosts that are built with options that a stranger chose
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InvalidValueError(f"{at} names a network that cannot be built: {reason}") from error
     _fill(trained.network, tensors, at)
     return trained.eval()
 
 
-def _empty(
-    config: RunConfig,
-    classes: tuple[str, ...],
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    size: int,
-    trust_code: bool,
-) -> Trained:
+def _empty(config: RunConfig, about: About, trust_code: bool) -> Trained:
     if not trust_code:
         _check_host(config.host)
-    network = build_bare(config, len(classes), len(mean), size)
-    put_attention(network, config, len(mean), size)
-    return Trained(network, config, classes, mean, std, size)
+    network = build_bare(config, len(about.classes), about.in_channels, about.image_size)
+    put_attention(network, config, about.in_channels, about.image_size)
+    return Trained(network, config, about.classes, about.mean, about.std, about.image_size)
 
 
 def _check_host(host: str) -> None:

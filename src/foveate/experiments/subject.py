@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torchvision import models as torchvision_models
 
 from foveate import models
-from foveate.errors import InvalidValueError, check_positive
+from foveate.errors import InvalidValueError, UserError, check_choice, check_positive
+from foveate.experiments.configfile import parse
 from foveate.experiments.data.images import ImageSet, decode, open_rgb
 from foveate.experiments.data.load import Data, load_data
-from foveate.experiments.saved import MODEL, load
+from foveate.experiments.saved import MODEL, Fed, load
 from foveate.experiments.tasks import get_task
 from foveate.explain import Input
 from foveate.export.to_onnx import on_session, read_about
@@ -218,9 +219,14 @@ def exported(path: Path) -> Subject:
         raise InvalidValueError(
             f"{path} names no classes: only files that 'foveate export' has written can be used"
         )
-    classes, mean, std = (tuple(about[name]) for name in ("classes", "mean", "std"))
-    fed = (classes, mean, std, about["image_size"], about["task"])
-    return Subject(about["name"], _Elsewhere(path), *fed)
+    try:
+        fed = parse(Fed, about)
+        task = check_choice("task", str(about.get("task")), ("classify", "segment"))
+    except UserError as error:
+        raise InvalidValueError(f"{path} was not written by 'foveate export': {error}") from error
+    return Subject(
+        path.stem, _Elsewhere(path), fed.classes, fed.mean, fed.std, fed.image_size, task
+    )
 
 
 class _Elsewhere(nn.Module):

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from foveate.cost import Timing, race
-from foveate.errors import require
+from foveate.errors import InvalidValueError, require
 from foveate.export.agreement import Runner, check_calibration, check_drop
 from foveate.export.layers import layers_of
 from foveate.export.to_onnx import on_session, open_proto, read_attention, written
@@ -23,6 +23,7 @@ KEPT = ("HardSigmoid", "LogSoftmax", "Sigmoid", "Softmax", "Tanh")
 """Operations that stay in floating point: eight bits are too few where a curve is steep."""
 _COMPARED = 2
 """Batches of images on which layers are compared."""
+LEAST_OPSET = 13
 _SHOWN = 5
 
 
@@ -114,6 +115,7 @@ def int8(
     require("onnxruntime", extra="export")
     check_calibration(calibration)
     source = Path(source)
+    check_source(source)
     kept = [] if gates else _inside(source)
     with tempfile.TemporaryDirectory() as folder, written(path) as draft:
         prepared = Path(folder) / "prepared.onnx"
@@ -133,6 +135,13 @@ def int8(
             {"float": source.stat().st_size, "int8": draft.stat().st_size},
             tuple(kept),
         )
+
+
+def check_source(path: Path) -> None:
+    """Refuse operators that are too old to be quantised by channel."""
+    found = next(one.version for one in open_proto(path).opset_import if not one.domain)
+    if found < LEAST_OPSET:
+        raise InvalidValueError(f"eight bits need opset {LEAST_OPSET}, but {path} has {found}")
 
 
 def _inside(path: Path) -> list[str]:

@@ -41,7 +41,12 @@ def _constants(library: Any, proto: Any) -> Constants:
     for node in proto.graph.node:
         if node.op_type == "Constant" and node.attribute[0].name == "value":
             found[node.output[0]] = node.attribute[0].t
-    return {name: library.numpy_helper.to_array(t).tolist() for name, t in found.items()}
+    whole = library.TensorProto.INT64
+    return {
+        name: library.numpy_helper.to_array(t).tolist()
+        for name, t in found.items()
+        if t.data_type == whole  # axes and lengths, not weights
+    }
 
 
 def _rewritten(node: Any, constants: Constants, opset: int) -> Iterator[Any]:

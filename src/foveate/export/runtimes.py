@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 from foveate.cost import Timing, race
 from foveate.errors import check_choice
-from foveate.export.agreement import Runner
+from foveate.export.agreement import Runner, agree
 from foveate.export.to_onnx import on_session, onnx
 from foveate.export.to_openvino import convert, on_openvino
 from foveate.export.to_tensorrt import on_tensorrt
 from foveate.modes import in_mode
+
+TOLERANCE = 1e-4
 
 
 def measure(
@@ -51,7 +53,10 @@ def measure(
             stack.enter_context(in_mode(model, training=False))
             at = Path(folder) / f"{number}.onnx"
             for runtime in runtimes:
-                calls[name, runtime] = partial(RUNTIMES[runtime](model, images, at), images)
+                runner = RUNTIMES[runtime](model, images, at)
+                with torch.no_grad():
+                    agree(model, runner, [images], TOLERANCE)
+                calls[name, runtime] = partial(runner, images)
         return race(calls, repeats=repeats)
 
 

@@ -27,7 +27,6 @@ OLDEST = 11
 WRITTEN = 18
 """The oldest version that the exporter writes."""
 
-_SAME = ("AvgPool2dSame", "Conv2dSame", "MaxPool2dSame")
 _ABOUT, _ATTENTION = "foveate", "foveate.attention"
 
 
@@ -99,10 +98,18 @@ def read_about(path: Path) -> dict[str, Any] | None:
     """What :func:`onnx` was told to keep in a file; None if nothing.
 
     Raises:
-        ValueError: If the file is no ONNX file, or not whole.
+        ValueError: If the file is no ONNX file, or not whole, or it keeps what is none of ours.
     """
     notes = _notes(path)
-    return json.loads(notes[_ABOUT]) if _ABOUT in notes else None
+    if _ABOUT not in notes:
+        return None
+    try:
+        found = json.loads(notes[_ABOUT])
+    except (ValueError, RecursionError) as error:
+        raise InvalidValueError(f"{path} keeps something else under '{_ABOUT}'") from error
+    if not isinstance(found, dict):
+        raise InvalidValueError(f"{path} keeps something else under '{_ABOUT}'")
+    return found
 
 
 def read_attention(path: Path) -> list[str]:
@@ -161,16 +168,18 @@ def written(path: str | os.PathLike[str]) -> Iterator[Path]:
         ValueError: If there is no such folder, or it cannot be written.
     """
     target = Path(path)
-    if not target.parent.is_dir() or target.is_dir():
-        raise InvalidValueError(f"cannot write {target}: it must be a file in a folder that exists")
     try:
-        folder = tempfile.TemporaryDirectory(dir=target.parent, prefix=".foveate-")
+        if not target.parent.is_dir() or (target.exists() and not target.is_file()):
+            raise InvalidValueError(
+                f"cannot write {target}: it must be a file in a folder that exists"
+            )
+        target = target.resolve()  # a link is followed, not replaced
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".foveate-") as name:
+            yield Path(name) / target.name
+            for made in sorted(Path(name).iterdir()):
+                os.replace(made, target.parent / made.name)
     except OSError as error:
         raise InvalidValueError(f"cannot write {target}: {error.strerror or error}") from error
-    with folder as name:
-        yield Path(name) / target.name
-        for made in Path(name).iterdir():
-            os.replace(made, target.parent / made.name)
 
 
 def usual_sizes(height: int, width: int) -> list[Size]:
@@ -202,7 +211,10 @@ def _pads_by_size(model: nn.Module) -> bool:
 
     With open sizes each such layer doubles the cases that the exporter has to tell apart.
     """
-    return any(type(module).__name__ in _SAME for module in model.modules())
+    return any(
+        type(module).__name__.endswith("Same") and type(module).__module__.startswith("timm.")
+        for module in model.modules()
+    )
 
 
 def _check_opset(opset: int | None) -> None:
@@ -217,6 +229,12 @@ def compared_inputs(
     """What files are compared on."""
     if example.dim() != 4:
         raise InvalidValueError(f"example must be (B, C, H, W), but got {tuple(example.shape)}")
+    if sizes is not None and not sizes:
+        raise InvalidValueError("sizes must name at least one batch, height and width to compare")
+    if example.dtype not in (torch.float32, torch.float16):
+        raise InvalidValueError(
+            f"example must be float32 or float16, which runtimes compute in, but is {example.dtype}"
+        )
     height, width = example.shape[2:]
     usual = [(b, height, width) for b in (1, 2, 5)] if fixed_size else usual_sizes(height, width)
     generator = torch.Generator().manual_seed(0)

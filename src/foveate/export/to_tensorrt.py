@@ -52,7 +52,7 @@ def tensorrt(model: nn.Module, example: Tensor, path: str | os.PathLike[str]) ->
     }
     with tempfile.TemporaryDirectory() as folder, written(path) as draft:
         between = Path(folder) / "model.onnx"
-        onnx(model, example, between)
+        onnx(model, example, between, fixed_size=True)
         command = [tool, f"--onnx={between}", f"--saveEngine={draft}"]
         command += [f"--{name}Shapes={shape}" for name, shape in sizes.items()]
         done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -87,7 +87,8 @@ def program_int8(
         score: Likewise.
         fixed_size: As for :func:`foveate.export.onnx`.
         max_drop: As for :func:`foveate.export.int8`.
-        gates: Likewise.
+        gates: Quantise layers of attention too, where they are called as layers: weights that a
+            mechanism uses without calling their layer stay in floating point.
 
     Returns:
         The scores before and after.
@@ -102,6 +103,7 @@ def program_int8(
         _saved(path) as draft,
         in_mode(model, training=False),
         torch.no_grad(),
+        torch.random.fork_rng(devices=[]),  # observers draw from it
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore")  # of torchao, about itself, also as it is imported

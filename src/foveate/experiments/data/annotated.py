@@ -6,6 +6,7 @@ form of COCO.
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 
 from foveate.errors import InvalidValueError
 from foveate.experiments.data.folders import SPLIT_FOLDERS
-from foveate.experiments.data.images import EXTENSIONS
+from foveate.experiments.data.images import EXTENSIONS, open_rgb
 from foveate.experiments.data.scenes import (
     VOID,
     Boxed,
@@ -151,7 +152,11 @@ def read_coco(path: Path) -> tuple[dict[int, str], dict[str, list[tuple[list[flo
             if not one.get("iscrowd"):
                 box = [float(value) for value in one["bbox"]]
                 boxes[files[one["image_id"]]].append((box, int(one["category_id"])))
-    except (OSError, ValueError) as error:
+        for kind, names in {"category": categories.values(), "file": files.values()}.items():
+            twice = [name for name, count in Counter(names).items() if count > 1]
+            if twice:
+                raise InvalidValueError(f"it has the {kind} '{twice[0]}' more than once")
+    except (OSError, ValueError, OverflowError, RecursionError) as error:
         reason = str(error).partition("\n")[0]
         raise InvalidValueError(f"'{path}' cannot be read: {reason}") from error
     except (KeyError, TypeError, AttributeError) as error:
@@ -200,7 +205,11 @@ def _inside(box: list[float], size: tuple[int, int]) -> list[float]:
         raise InvalidValueError(
             f"the box {box} lies outside the image of {size[0]} x {size[1]} pixels"
         )
-    return [min(max(edge, 0.0), float(most)) for edge, most in zip(edges, limits, strict=True)]
+    cut = [min(max(edge, 0.0), float(most)) for edge, most in zip(edges, limits, strict=True)]
+    left, top, right, bottom = map(np.float32, cut)
+    if right <= left or bottom <= top:
+        raise InvalidValueError(f"of the box {box} nothing lies inside the image")
+    return cut
 
 
 def _label(number: int, categories: dict[int, str], classes: Sequence[str]) -> int:
@@ -218,7 +227,9 @@ def _checked(
 
     def attempt(item: Item) -> Result | str:
         try:
-            return work(item)
+            found = work(item)
+            open_rgb(path(item))  # whole, as it will be read
+            return found
         except Exception as error:  # whatever a decoder raises on broken bytes
             return str(error).partition("\n")[0] or type(error).__name__
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from foveate import ops
 from foveate.errors import InvalidValueError
 from foveate.experiments.config import DistillConfig
 from foveate.experiments.data.load import Data
@@ -93,7 +92,9 @@ class Distillation:
         device = next(student.parameters()).device
         self._teacher, self._how, self._data = teacher, how, data
         self._module = teacher.network.to(device).eval().requires_grad_(False)
-        example = torch.zeros(1, data.in_channels, data.image_size, data.image_size, device=device)
+        like = next(student.parameters())
+        shape = (1, data.in_channels, data.image_size, data.image_size)
+        example = torch.zeros(shape, device=device, dtype=like.dtype)
         self._check_channels()
         ours = _layers(student, data.task, example, how.kind, "the student")
         theirs = _layers(
@@ -142,6 +143,7 @@ class Distillation:
     def _fed(self, images: Tensor) -> Tensor:
         """The student's batch as the teacher is used to see images."""
         data, teacher = self._data, self._teacher
+        images = images.to(next(self._module.parameters()).dtype)
         pixels = images * _channels(data.std, images) + _channels(data.mean, images)
         size = (teacher.image_size, teacher.image_size)
         if pixels.shape[2:] != size:
@@ -237,7 +239,7 @@ def _keep_gates(
     """The maps again, with their gradients: the mechanism itself may have fused them away."""
     x, wanted = args[0], torch.is_grad_enabled()
     with untouched(module, x), torch.set_grad_enabled(wanted):
-        kept[name] = module.maps(ops.fuse(x) if module.fused else x)
+        kept[name] = module.maps(x)  # unfused: there is no product that would settle the readings
 
 
 def _channels(values: Sequence[float], like: Tensor) -> Tensor:
