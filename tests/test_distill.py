@@ -159,7 +159,7 @@ def test_nothing_of_the_teacher_moves_and_it_is_in_evaluation_mode(tmp_path):
 
 @pytest.mark.parametrize("mechanism", ["se", "cbam", "coord", "gc", "spatial"])
 def test_gates_are_learned_where_kernels_serve_them_too(mechanism, tmp_path):
-    teacher = a_teacher(tmp_path / "teacher", mechanism)
+    teacher = a_teacher(tmp_path / "teacher", mechanism, host="tiny:net")
     config = student(teacher, mechanism)
     data = tiny.digits()
     module = build_network(config, data).module.train()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import foveate
 from cases import DEFAULTS, Case
 from foveate import export
+from foveate.export.agreement import difference
 from foveate.export.layers import layers_of
 from foveate.export.to_onnx import open_proto, read_attention, usual_sizes
 from foveate.insertion import insert
@@ -140,6 +141,8 @@ def test_an_operation_that_is_too_new_is_named(tmp_path: Path) -> None:
         ({"opset": 99}, ValueError, "opset must be from 11 to"),
         ({"example": torch.zeros(3, 14, 10)}, ValueError, r"example must be \(B, C, H, W\)"),
         ({"path": "no/such/folder/m.onnx"}, ValueError, "cannot write"),
+        ({"sizes": []}, ValueError, "sizes must name at least one"),
+        ({"example": IMAGE.double()}, ValueError, "example must be float32 or float16"),
         ({"sizes": [(1, 0, 0)]}, ValueError, "the network itself refuses"),
     ],
 )
@@ -182,6 +185,28 @@ def test_a_truncated_file_is_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match=r"m\.onnx is not a whole ONNX file"):
         export.read_about(path)
+
+
+def test_differences_are_of_finite_numbers_and_what_is_not_finite_must_be_the_same() -> None:
+    inf, nan = float("inf"), float("nan")
+    expected = torch.tensor([inf, nan, 1.0, -2.0])
+    assert difference(expected, expected) == 0
+    assert difference(torch.tensor([inf, nan, 1.0, -1.0]), expected) == 0.5
+    for other in ([inf, 0.0, 1.0, -2.0], [-inf, nan, 1.0, -2.0], [1e38, nan, 1.0, -2.0]):
+        assert difference(torch.tensor(other), expected) == inf
+    assert difference(torch.tensor([nan]), torch.tensor([nan])) == inf  # nothing was compared
+
+
+def test_a_link_is_followed_and_what_is_no_file_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "m.onnx").symlink_to(tmp_path / "real" / "m.onnx")
+    export.onnx(network(), IMAGE, tmp_path / "m.onnx")
+    assert (tmp_path / "m.onnx").is_symlink()
+    assert (tmp_path / "real" / "m.onnx").is_file()
+    os.mkfifo(tmp_path / "pipe.onnx")
+    with pytest.raises(ValueError, match="it must be a file"):
+        export.onnx(network(), IMAGE, tmp_path / "pipe.onnx")
+    assert stat.S_ISFIFO((tmp_path / "pipe.onnx").stat().st_mode)
 
 
 def test_usual_sizes_leave_the_example_behind() -> None:

@@ -147,6 +147,9 @@ def test_a_broken_image_stops_all_or_is_left_out(
         (["export", "{run}", "--int8"], "--int8 needs --data"),
         (["export", "{run}", "--data", "{images}"], "--data is for --int8"),
         (["export", "{run}", "--to", "torch", "--opset", "17"], "--opset is for --to onnx"),
+        (["export", "{run}", "--gates"], "--gates is for --int8"),
+        (["export", "{run}", "--int8", "--data", "{images}", "--limit", "0"], "limit must be at"),
+        (["export", "{run}", "--int8", "--data", "{images}", "--opset", "13"], "--opset is not"),
         (["export", "{run}", "--opset", "5"], "opset must be from 11"),
         (["export", "{run}", "--out", "no/such/m.onnx"], "cannot write no/such/m.onnx"),
         (["export", "{run}", "--to", "torch", "--out", "m.onnx"], "ends in .pt2"),
@@ -271,6 +274,8 @@ def test_masks_have_the_size_of_the_image_and_shares_are_of_its_pixels(tmp_path:
     mask = np.asarray(Image.open(tmp_path / "masks" / "b.png"))
     assert mask.shape == (10, 40)
     assert (mask == (np.arange(40) >= 20)).all()
+    with pytest.raises(ValueError, match="a mask would take the place of an image"):
+        list(predict(subject, paths, Wanted(masks=tmp_path)))
     twins = [tmp_path / "a.png", tmp_path / "a.jpg"]
     with pytest.raises(ValueError, match="would have one name"):
         list(predict(subject, twins, Wanted(masks=tmp_path / "masks")))

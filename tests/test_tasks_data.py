@@ -251,6 +251,7 @@ def test_bad_instances_are_one_line(how, tmp_path, capsys):
     ("change", "message"),
     [
         ({"bbox": [30, 5, 20, 10]}, "lies outside the image of 40 x 32 pixels"),
+        ({"bbox": [40, 5, 1, 10]}, "nothing lies inside the image"),
         ({"bbox": [3, 5, 0, 10]}, "must be x, y, and a width and height above 0"),
         ({"category_id": 6}, "a box has the class number 6, which is no category"),
         ({"image_id": 77}, "is not of COCO's form: KeyError 77"),
