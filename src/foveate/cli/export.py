@@ -55,7 +55,7 @@ def export(
     _check_options(to, int8, data, opset, out)
     if gates and not int8:
         raise InvalidValueError("--gates is for --int8, which was not given")
-    for module in ("onnx", "onnxscript", "onnxruntime"):
+    for module in ("onnx", "onnxscript", "onnxruntime") if to != "torch" else ():
         require(module, extra="export")
     tasks = ("classify",) if int8 else ("classify", "segment")
     subject = options.open_model(

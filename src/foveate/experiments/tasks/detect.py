@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 from PIL import Image
@@ -156,7 +157,10 @@ def average_precision(
         ``AP``, ``AP50`` and ``AP75``; and AP by class, None for one that no image has.
     """
     metric = require("torchmetrics.detection", extra="train").MeanAveragePrecision(
-        class_metrics=True
+        class_metrics=True,
+        # Those of COCO: the defaults are the same in float32, which moves boxes across a threshold.
+        iou_thresholds=np.linspace(0.5, 0.95, 10).tolist(),
+        rec_thresholds=np.linspace(0, 1, 101).tolist(),
     )
     metric.warn_on_many_detections = False
     metric.update(
