@@ -99,7 +99,7 @@ class CoordinateAttention(Gate):
         H, W = rows.shape[2], columns.shape[3]
         z = torch.cat([rows.squeeze(3).mT, columns.squeeze(2).mT], dim=1)  # (B, H + W, C)
         z = on_vectors(self.conv1, z)  # (B, H + W, hidden)
-        z = F.hardswish(self.bn1(z.mT.unsqueeze(3))).squeeze(3).mT
+        z = F.hardswish(self.bn1(z.mT.contiguous().unsqueeze(3))).squeeze(3).mT.contiguous()
         rows, columns = z.split([H, W], dim=1)
         return torch.cat([on_vectors(self.conv_h, rows), on_vectors(self.conv_w, columns)], dim=1)
 
