@@ -141,11 +141,10 @@ def test_steps_of_squeeze_excitation() -> None:
 
 
 def test_steps_of_coordinate_attention() -> None:
-    assert outline(steps("coord"))[3:7] == [
-        ("concatenate", "(H + W) × C", [1, 2]),
-        ("linear", "(H + W) × C/32", [3]),
-        ("batch norm, h-swish", "C/32 × (H + W) × 1", [4]),
-        ("linear", "H × C", [5]),
+    assert outline(steps("coord"))[3:6] == [
+        ("concatenate", "C × (H + W) × 1", [1, 2]),
+        ("conv 1 × 1, batch norm, h-swish", "C/32 × (H + W) × 1", [3]),
+        ("conv 1 × 1", "C × H × 1", [4]),
     ]
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from foveate import ops
 from foveate.errors import check_choice
-from foveate.mechanisms.base import Gate, Published, bottleneck, on_vectors
+from foveate.mechanisms.base import Gate, Published, bottleneck
 from foveate.mechanisms.norm import GateNorm
 from foveate.registry import register_mechanism
 
@@ -79,32 +79,29 @@ class CoordinateAttention(Gate):
         self.conv_w = nn.Conv2d(hidden, channels, 1)
 
     def gate(self, x: Tensor) -> dict[str, Tensor]:
-        logits = self._logits(*ops.strip_pool(x))  # (B, H + W, C)
+        logits = self._logits(*ops.strip_pool(x))  # (B, C, H + W, 1)
+        height, width = self._split(logits, x)
         if self.merge == "sum":
-            height, width = _strips(logits, x)
             return {"element": (height + width).sigmoid()}  # (B, C, H, W)
-        height, width = _strips(logits.sigmoid(), x)
-        return {"height": height, "width": width}
+        return {"height": height.sigmoid(), "width": width.sigmoid()}
 
     def factors(self, x: Tensor) -> dict[str, Tensor]:
         if self.merge == "sum":
             return super().factors(x)
-        height, width = _strips(ops.recomputed(self._tempered, *ops.strip_pool(x)), x)
+        strips = ops.recomputed(self._tempered, *ops.strip_pool(x))  # (B, C, H + W, 1)
+        height, width = self._split(strips, x)
         return {"height": height, "width": width}
 
     def _tempered(self, rows: Tensor, columns: Tensor) -> Tensor:
         return self.temper(self._logits(rows, columns).sigmoid())
 
+    def _split(self, strips: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        height, width = strips.split([x.shape[2], x.shape[3]], dim=2)
+        return height, width.mT  # (B, C, H, 1), (B, C, 1, W)
+
     def _logits(self, rows: Tensor, columns: Tensor) -> Tensor:
         H, W = rows.shape[2], columns.shape[3]
-        z = torch.cat([rows.squeeze(3).mT, columns.squeeze(2).mT], dim=1)  # (B, H + W, C)
-        z = on_vectors(self.conv1, z)  # (B, H + W, hidden)
-        z = F.hardswish(self.bn1(z.mT.contiguous().unsqueeze(3))).squeeze(3).mT.contiguous()
-        rows, columns = z.split([H, W], dim=1)
-        return torch.cat([on_vectors(self.conv_h, rows), on_vectors(self.conv_w, columns)], dim=1)
-
-
-def _strips(z: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Values for each row and each column of a map, from ``(B, H + W, C)``."""
-    height, width = z.mT.split([x.shape[2], x.shape[3]], dim=2)
-    return height.unsqueeze(3), width.unsqueeze(2)  # (B, C, H, 1), (B, C, 1, W)
+        z = torch.cat([rows, columns.mT], dim=2)  # (B, C, H + W, 1)
+        z = F.hardswish(self.bn1(self.conv1(z)))  # (B, hidden, H + W, 1)
+        rows, columns = z.split([H, W], dim=2)
+        return torch.cat([self.conv_h(rows), self.conv_w(columns)], dim=2)
