@@ -1,6 +1,5 @@
 """Exported networks: they agree at other sizes, or the export fails and says where."""
 
-import json
 import os
 import stat
 from pathlib import Path
@@ -311,7 +310,7 @@ def test_eight_bits_leave_attention_in_floating_point(
         assert "DequantizeLinear" not in {one.op_type for one in weights}
     sigmoids = [node for node in graph.node if node.op_type == "Sigmoid"]
     assert len(sigmoids) == 2
-    assert {"0.00", "times as fast"} - set(str(made).split()) != set()
+    assert f"{made.drop:.2f} points lost" in str(made)
 
 
 def test_a_network_that_loses_too_much_is_not_called_done(
@@ -356,6 +355,4 @@ def test_torch_programs_in_eight_bits(
 
 def test_export_is_public() -> None:
     assert foveate.export is export
-    assert json.dumps(sorted(export.RUNTIMES)) == json.dumps(
-        ["compile", "eager", "onnxruntime", "openvino", "tensorrt"]
-    )
+    assert sorted(export.RUNTIMES) == ["compile", "eager", "onnxruntime", "openvino", "tensorrt"]

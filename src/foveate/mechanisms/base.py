@@ -252,21 +252,14 @@ def bottleneck(channels: int, reduction: int) -> int:
 
 
 def pointwise(conv: nn.Conv2d, z: Tensor) -> Tensor:
-    """A 1x1 convolution of vectors ``(B, C, 1, 1)``; see :func:`on_vectors`."""
-    return on_vectors(conv, z.flatten(1))[:, :, None, None]
+    """A 1x1 convolution of vectors ``(B, C, 1, 1)``, as the matrix product that it is.
 
-
-def on_vectors(conv: nn.Conv2d, z: Tensor) -> Tensor:
-    """A 1x1 convolution of vectors ``(..., C)``, as the matrix product that it is.
-
-    Convolutions of so small maps are several times slower, forward and backward.
+    Convolutions of such maps are several times slower, forward and backward.
     """
-    maps = z.reshape(-1, z.shape[-1], 1, 1)
-    if conv._forward_hooks:  # someone wants to see what it gives
-        found: Tensor = conv(maps)
-        return found.view(*z.shape[:-1], -1)
-    weight, bias = weights(conv, maps)
-    return F.linear(z, weight.flatten(1), bias)
+    if conv._forward_hooks:
+        return conv(z)  # someone wants to see what it gives
+    weight, bias = weights(conv, z)
+    return F.linear(z.flatten(1), weight.flatten(1), bias)[:, :, None, None]
 
 
 def weights(layer: nn.Conv2d, x: Tensor) -> tuple[Tensor, Tensor | None]:
