@@ -79,6 +79,12 @@ def test_features_are_those_of_the_stages() -> None:
             assert torch.equal(features[key], net.features[:end](x)), key
 
 
+def test_a_map_that_is_enlarged_for_the_classifier_is_no_stage() -> None:
+    body = build("vgg11")  # pools to 7 x 7 whatever the map
+    assert body.channels == (512, 512, 512)
+    assert run(body, image(64, 96))["32"].shape == (1, 512, 2, 3)
+
+
 def test_features_are_those_that_timm_gives() -> None:
     torch.manual_seed(0)
     net = timm.create_model("mobilenetv2_100", pad_type="same", features_only=True).eval()

@@ -97,6 +97,7 @@ def test_profile(capsys: Capture) -> None:
         (["plan", "resnet50", "cbam", "--option", "reduction=0"], "reduction must be at least 1"),
         (["plan", "squeezenet1_1", "cbam"], "has no place 'residual'; it has: pre (26)"),
         (["profile", "small_cnn", "se", "--batch", "0"], "batch must be at least 1"),
+        (["profile", "small_cnn", "se", "--size", "-1"], "size must be at least 1"),
         (["show", "nothing"], "unknown mechanism 'nothing'"),
         (["list", "nothing*"], "unknown mechanism 'nothing*'"),
         (["comapre"], "comapre"),

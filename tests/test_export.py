@@ -2,7 +2,9 @@
 
 import os
 import stat
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -12,8 +14,9 @@ from torch import Tensor, nn
 import foveate
 from cases import DEFAULTS, Case
 from foveate import export
+from foveate.export import to_openvino
 from foveate.export.agreement import difference
-from foveate.export.layers import layers_of
+from foveate.export.layers import first_difference, layers_of
 from foveate.export.to_onnx import open_proto, read_attention, usual_sizes
 from foveate.insertion import insert
 
@@ -71,16 +74,43 @@ class Wrong(nn.Module):
         return x * (1.01 if torch.compiler.is_exporting() else 1.0)
 
 
-def test_a_mismatch_names_the_layer_where_it_begins_and_keeps_nothing(tmp_path: Path) -> None:
+def planted() -> nn.Sequential:
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU())
     model.add_module("wrong", nn.Sequential(nn.Conv2d(4, 4, 1), Wrong()))
     model.add_module("after", nn.Conv2d(4, 2, 1))
-    path = tmp_path / "m.onnx"
+    return model.eval()
+
+
+@pytest.mark.parametrize(("write", "name"), [(export.onnx, "m.onnx"), (export.program, "m.pt2")])
+def test_a_mismatch_names_the_layer_where_it_begins_and_keeps_nothing(
+    write: Any, name: str, tmp_path: Path
+) -> None:
+    path = tmp_path / name
     path.write_bytes(b"what was there")
     with pytest.raises(export.MismatchError, match=r"begins at layer 'wrong\.1'"):
-        export.onnx(model, IMAGE, path)
+        write(planted(), IMAGE, path)
     assert path.read_bytes() == b"what was there"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_openvino_names_the_layer_too(tmp_path: Path) -> None:
+    model, path = planted(), tmp_path / "m.onnx"
+    export.onnx(model, IMAGE, path, tolerance=1.0)
+    layers = partial(to_openvino._layers, path)
+    with torch.no_grad():
+        where = first_difference(model, layers, torch.rand(2, 3, 9, 7), tolerance=1e-4)
+        assert where == "layer 'wrong.1'"
+        where = first_difference(model, layers, torch.rand(2, 3, 9, 7), tolerance=1.0)
+        assert where.startswith("no layer: where each is read all agree")
+
+
+def test_two_files_are_replaced_both_or_neither(tmp_path: Path) -> None:
+    (tmp_path / "m.xml").write_text("what was there")
+    (tmp_path / "m.bin").mkdir()
+    with pytest.raises(ValueError, match=r"cannot write .*m\.bin: it is a folder"):
+        export.openvino(network(), IMAGE, tmp_path / "m.xml")
+    assert (tmp_path / "m.xml").read_text() == "what was there"
+    assert {path.name for path in tmp_path.iterdir()} == {"m.xml", "m.bin"}
 
 
 def test_a_network_without_open_sizes_can_be_exported_for_one(tmp_path: Path) -> None:

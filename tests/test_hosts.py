@@ -137,6 +137,8 @@ def test_options_follow_a_question_mark() -> None:
         ("no_such_module:net", "host 'no_such_module:net' cannot be imported: No module named"),
         ("math:no_net", "cannot be imported: module 'math' has no attribute 'no_net'"),
         (":net", "host ':net' cannot be imported"),
+        ("timm:resnet18.nosuchtag", "host 'timm:resnet18.nosuchtag' cannot be built: Invalid pre"),
+        ("resnet18?width_per_group=-1", "host 'resnet18' refuses {'width_per_group': -1}: "),
         ("xyz?a=1", "unknown host 'xyz'; Accepted: small_cnn, compact_cnn, resnet18_cifar, resnet"),
     ],
 )

@@ -3,7 +3,9 @@
 import csv
 import io
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -155,6 +157,15 @@ def test_a_broken_image_stops_all_or_is_left_out(
         (["export", "{run}", "--to", "torch", "--out", "m.onnx"], "ends in .pt2"),
         (["export", "{run}", "--to", "tensorrt"], "built by trtexec"),
         (["export", "nothing"], "unknown host 'nothing'"),
+        (["export", "timm:resnet18.nosuchtag"], "host 'timm:resnet18.nosuchtag' cannot be built"),
+        (["export", "resnet18?width_per_group=-1"], "refuses {'width_per_group': -1}"),
+        (["predict", "timm:vit_tiny_patch16_224", "{images}", "--size", "96"], "does not take ima"),
+        (["predict", "~nosuchuser/run", "{images}"], "'~nosuchuser/run' is no usable path"),
+        (["predict", "{run}", "~nosuchuser/*.png"], "'~nosuchuser/*.png' is no usable path"),
+        (["predict", "x" * 5000, "{images}"], "is no usable path: File name too long"),
+        (["predict", "{run}", "x" * 5000], "is no usable path: File name too long"),
+        (["export", "{run}", "--out", "x" * 5000 + ".onnx"], "File name too long"),
+        (["predict", "{run}", "{images}", "--out", "x" * 5000], "File name too long"),
     ],
 )
 def test_bad_input_is_one_line(
@@ -178,6 +189,30 @@ def test_bad_input_is_one_line(
     assert message in captured.err
     assert captured.err.count("\n") == 1
     assert list(tmp_path.iterdir()) == [broken]
+
+
+def test_names_of_files_may_be_any_bytes(run: Path, tmp_path: Path, capsysbinary: Any) -> None:
+    name = os.fsencode(tmp_path) + b"/\xff.png"
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    os.rename(tmp_path / "a.png", name)
+    assert main(["predict", str(run), str(tmp_path)]) == 0
+    assert name in capsysbinary.readouterr().out
+    assert main(["predict", str(run), str(tmp_path), "--out", str(tmp_path / "o.csv")]) == 0
+    assert name in (tmp_path / "o.csv").read_bytes()
+
+
+def test_a_table_that_cannot_be_written_leaves_no_masks(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject = Subject("s", Halves(), ("x", "y", "z"), (0.5,) * 3, (0.5,) * 3, 16, "segment")
+    monkeypatch.setattr("foveate.cli.looked_at.open_model", lambda *_, **__: subject)
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "o.csv").mkdir()
+    words = ["predict", "it", str(tmp_path / "a.png"), "--masks", str(tmp_path / "m")]
+    assert main([*words, "--out", str(tmp_path / "o.csv")]) == 2
+    assert "cannot write" in capsys.readouterr().err
+    assert not list((tmp_path / "m").iterdir())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "m", "o.csv"]
 
 
 def test_a_file_of_elsewhere_is_refused(tmp_path: Path, capsys: Capture) -> None:

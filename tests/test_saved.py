@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import foveate
 import tiny
+from foveate.experiments.config import RunConfig
 from foveate.experiments.saved import Trained
 from foveate.experiments.training import checkpoint
 
@@ -61,6 +62,19 @@ def test_it_goes_to_a_folder_and_back_as_hubs_do(run: Path, tmp_path: Path) -> N
     for back in (Trained.from_pretrained(tmp_path / "repo"), foveate.load(tmp_path / "repo")):
         assert torch.equal(back(IMAGES), model(IMAGES))
         assert back.about() == model.about()
+
+
+def test_places_on_this_machine_are_not_told(run: Path, tmp_path: Path) -> None:
+    model = foveate.load(run)
+    here = {"data": {"name": str(tmp_path / "set"), "root": str(tmp_path)}}
+    about = model.config.model_dump(mode="json") | here
+    about |= {"pretrained": str(tmp_path / "w.pth"), "teacher": str(tmp_path / "teacher")}
+    about["recipe"]["distill"] = {"kind": "attention"}
+    model.config = RunConfig.model_validate(about)
+    model.save_pretrained(tmp_path / "repo")
+    for name in ("model.safetensors", "config.json"):
+        assert str(tmp_path).encode() not in (tmp_path / "repo" / name).read_bytes()
+    assert torch.equal(foveate.load(tmp_path / "repo")(IMAGES), model(IMAGES))
 
 
 def test_a_push_sends_the_same_files(
@@ -136,11 +150,13 @@ def test_pickles_are_not_opened(tmp_path: Path) -> None:
         ({"classes": ["a"] * 10}, "the names of the classes must differ"),
         ({"std": [0.0]}, "std.0"),
         ({"mean": [float("nan")]}, "mean.0"),
-        ({"config": {"host": "timm:resnet18?block=BasicBlock"}}, "cannot be built"),
+        ({"config": {"host": "timm:resnet18?block=BasicBlock"}}, "refuses {'block': 'BasicBlock'}"),
         ({"config": {"mechanism": {"key": "se", "options": {"optimizer": 1}}}}, "is no option"),
         ({"in_channels": 3}, "1 means for 3 channels"),
         ({"image_size": 0}, "image_size"),
         ({"config": {"mechanism": {"key": "cbma"}}}, "unknown mechanism 'cbma'"),
+        ({"config": {"mechanism": {"key": "se", "at": "(a+)+b"}}}, "which can take for ever"),
+        ({"config": {"mechanism": {"key": "se", "at": ".*" * 9}}}, "which can take for ever"),
     ],
 )
 def test_what_does_not_fit_is_named(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import subprocess
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from foveate.experiments.data.augment import PRESETS
 from foveate.experiments.data.batches import batches
 from foveate.experiments.data.load_scenes import load_boxes, load_masks
 from foveate.experiments.data.moving import LEAST_SEEN, augment_scenes
-from foveate.experiments.data.scenes import VOID, Boxes, letterboxed, stretched
+from foveate.experiments.data.scenes import VOID, Boxes, letterboxed, read_mask, stretched
 
 SIZE = 64
 UNPACK = Path(__file__).parents[2] / "shared" / "data" / "unpack"
@@ -202,7 +203,7 @@ def spoil(root: Path, how: str) -> None:
 
 
 MASKS = {
-    "missing": "01.png' has no mask",
+    "missing": "01.png' is missing",
     "other size": "its mask is 7 x 5 pixels, but the image 40 x 32",
     "only void": "its mask is empty: every pixel of it is void",
     "unknown class": "its mask has the class 7, but there are 3: 0 to 2; void is 255",
@@ -214,7 +215,7 @@ MASKS = {
     "no images": "holds no image",
 }
 INSTANCES = {
-    "missing": "01.png' has no mask",
+    "missing": "01.png' is missing",
     "other size": "its mask is 7 x 5 pixels",
     "nothing in it": "its mask is empty: there is no instance in it",
     "broken image": "01.png (cannot identify image file",
@@ -255,12 +256,16 @@ def test_bad_instances_are_one_line(how, tmp_path, capsys):
         ({"bbox": [3, 5, 0, 10]}, "must be x, y, and a width and height above 0"),
         ({"category_id": 6}, "a box has the class number 6, which is no category"),
         ({"image_id": 77}, "is not of COCO's form: KeyError 77"),
+        ({"height": 40, "of": "images"}, "annotations.json has it as 40 x 40 pixels, but it is 40"),
+        ({"id": 0, "of": "images"}, "it has the image id '0' more than once"),
+        ({"file_name": "00.png", "of": "images"}, "it has the file '00.png' more than once"),
+        ({"name": "other", "of": "categories"}, "it has the category 'other' more than once"),
     ],
 )
 def test_bad_annotations_are_one_line(change, message, tmp_path, capsys):
     root = scene_data.make_coco(tmp_path / "data")
     content = scene_data.read_json(root / "val")
-    content["annotations"][1] |= change
+    content[change.pop("of", "annotations")][1] |= change
     scene_data.write_json(root / "val", content)
     line = refused(capsys, tmp_path, "--task", "detect", "--data", str(root))
     assert message in line
@@ -288,12 +293,45 @@ def test_smoothing_is_for_classes_alone(masks, tmp_path, capsys):
     assert "recipe.label_smoothing is for task=classify" in refused(capsys, tmp_path, *words)
 
 
-def test_what_cannot_be_used_can_be_left_out(tmp_path):
+@pytest.mark.parametrize("how", ["only void", "missing"])
+def test_what_cannot_be_used_can_be_left_out(how, tmp_path):
     root = scene_data.make_masks(tmp_path)
-    spoil(root, "only void")
+    spoil(root, how)
     data = load_masks(str(root), image_size=SIZE, skip_bad=True)
     assert [len(split) for split in (data.train, data.val, data.test)] == [8, 2, 4]
-    assert list(data.record["skipped"].values()) == ["its mask is empty: every pixel of it is void"]
+    assert MASKS[how] in next(f"{p} {reason}" for p, reason in data.record["skipped"].items())
+
+
+def test_a_split_of_which_nothing_is_left_is_not_made_up(tmp_path):
+    root = scene_data.make_masks(tmp_path)
+    for path in (root / "val" / "masks").iterdir():
+        scene_data.save(path, np.full((32, 40), 9))
+    with pytest.raises(ValueError, match=r"no image of .*val' is left"):
+        load_masks(str(root), image_size=SIZE, skip_bad=True)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_grey_masks_of_few_bits_have_the_numbers_that_are_in_the_file(bits, tmp_path):
+    numbers = [[0, 1, 1, 0], [1, 0, 0, 1]] if bits == 1 else [[0, 1, 2, 3], [3, 1, 0, 2]]
+    packed = [int("".join(f"{n:0{bits}b}" for n in row).ljust(32, "0"), 2) for row in numbers]
+    rows = [row.to_bytes(4)[: -(-4 * bits // 8)] for row in packed]
+    path = tmp_path / "m.png"
+    path.write_bytes(png(4, 2, bits, rows))
+    assert read_mask(path).tolist() == numbers
+
+
+def png(width: int, height: int, bits: int, rows: list[bytes]) -> bytes:
+    """A grey picture, which Pillow writes with 1 or 8 bits only."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        total = zlib.crc32(kind + content)
+        return len(content).to_bytes(4) + kind + content + total.to_bytes(4)
+
+    header = width.to_bytes(4) + height.to_bytes(4) + bytes([bits, 0, 0, 0, 0])
+    pixels = zlib.compress(b"".join(b"\0" + row for row in rows))
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.data

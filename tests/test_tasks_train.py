@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
 
 import scene_data
+from foveate import models
 from foveate.cli import main
 from foveate.experiments.build import build_network
 from foveate.experiments.config import RunConfig
@@ -21,6 +23,7 @@ from foveate.experiments.run import run
 from foveate.experiments.saved import load
 from foveate.experiments.subject import open_subject, trained
 from foveate.experiments.tasks import get_task
+from foveate.experiments.tasks.detect import _losses_wanted
 from foveate.experiments.training.interrupt import Interrupted
 from foveate.experiments.training.journal import read_journal
 from foveate.experiments.training.learner import Learner
@@ -175,6 +178,16 @@ def test_the_loss_of_an_evaluation_changes_nothing(instances):
     assert not module.training
     for name, tensor in module.state_dict().items():
         assert torch.equal(tensor, before[name]), name
+
+
+def test_the_loss_of_an_evaluation_drops_no_layers():
+    detector = models.detector("ssdlite", "efficientnet_b0", num_classes=1, image_size=64)
+    with _losses_wanted(detector):
+        assert detector.training
+        layers = [m for m in detector.modules() if isinstance(m, StochasticDepth | nn.BatchNorm2d)]
+        assert {StochasticDepth, nn.BatchNorm2d} <= {type(layer) for layer in layers}
+        assert not any(layer.training for layer in layers)
+    assert all(module.training for module in detector.modules())
 
 
 class Oracle(nn.Module):

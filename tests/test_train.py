@@ -14,12 +14,15 @@ import tiny
 from foveate.cost import peak_memory
 from foveate.errors import InvalidValueError, MissingExtraError
 from foveate.experiments.build import build_network
-from foveate.experiments.config import Recipe
+from foveate.experiments.config import Recipe, RunConfig
+from foveate.experiments.configfile import parse
 from foveate.experiments.training import train as train_module
 from foveate.experiments.training.checkpoint import load
 from foveate.experiments.training.freezing import find_classifier, freeze, train_mode
 from foveate.experiments.training.journal import Journal, read_journal
+from foveate.experiments.training.learner import Learner
 from foveate.experiments.training.optimization import Schedule, build_optimizer, plateau_cuts
+from foveate.experiments.training.processes import launch
 from foveate.experiments.training.recompute import recompute_blocks
 from foveate.experiments.training.state import State
 from foveate.experiments.training.trackers import check_tracker
@@ -129,6 +132,38 @@ def test_frozen_norms_keep_their_statistics_and_attention_does_not():
     train_mode(host)
     host(torch.rand(4, 1, 8, 8))
     assert not torch.equal(host[0][1].running_mean, before)
+
+
+def test_norms_without_weights_are_as_frozen_as_what_is_around_them():
+    def norm():
+        return nn.BatchNorm2d(2, affine=False)
+
+    host = nn.Sequential(
+        nn.Sequential(nn.Conv2d(2, 2, 1), norm()), norm(), nn.Sequential(nn.Conv2d(2, 2, 1), norm())
+    )
+    freeze(host, host[2].parameters())
+    train_mode(host, freezing=True)
+    assert [host[0][1].training, host[1].training, host[2][1].training] == [False, False, True]
+    freeze(host, host.parameters())
+    train_mode(host)
+    assert [host[0][1].training, host[1].training, host[2][1].training] == [True] * 3
+
+
+def test_what_the_host_keeps_from_learning_stays_so(tmp_path, monkeypatch):
+    def fixed(num_classes, in_channels):
+        host = tiny.net(num_classes, in_channels)
+        host[0][0].weight.requires_grad_(False)
+        return host
+
+    monkeypatch.setattr(tiny, "fixed", fixed, raising=False)
+    network = build_network(tiny.config(host="tiny:fixed", freeze_epochs=1), tiny.digits())
+    config = tiny.config(epochs=2, freeze_epochs=1)
+    learner = Learner(network, config.recipe, tiny.digits(), launch(config.recipe))
+    first = network.module[0][0].weight
+    assert not first.requires_grad
+    for epoch in range(2):
+        learner.enter_epoch(epoch)
+        assert not first.requires_grad
 
 
 def test_a_host_without_a_classifier_cannot_be_frozen():
@@ -312,5 +347,5 @@ def test_a_run_leaves_its_settings_and_environment(tmp_path):
     assert environment["torch"] == torch.__version__.partition("+")[0]
     assert environment["threads"] == torch.get_num_threads()
     about = load(tmp_path / "run" / "model.safetensors")[1]
-    assert about["config"] == tiny.config().model_dump(mode="json")
+    assert parse(RunConfig, about["config"]) == tiny.config()
     assert not (tmp_path / "run" / "checkpoint.safetensors").exists()

@@ -2,11 +2,14 @@
 
 import difflib
 import importlib
+import os
 from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
 from types import ModuleType
 
 _SHOWN = 80
-"""Names that an error lists; what it leaves out, a command or function does."""
+"""Names that an error lists, and characters of a path; what is left out, a command shows."""
 
 
 class UserError(Exception):
@@ -55,6 +58,24 @@ def check_positive(**values: int) -> None:
             raise InvalidTypeError(f"{name} must be a whole number, but got {name}={value!r}")
         if value < 1:
             raise InvalidValueError(f"{name} must be at least 1, but got {name}={value!r}")
+
+
+def to_path(name: str | os.PathLike[str]) -> Path:
+    """The path that a person names, with ``~`` as their home; there need not be anything.
+
+    Raises:
+        ValueError: If nothing can be called that, or it may not be looked at.
+    """
+    try:
+        path = Path(name).expanduser()
+        with suppress(FileNotFoundError, NotADirectoryError):
+            path.lstat()
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidValueError(
+            f"'{os.fspath(name)[:_SHOWN]}' is no usable path: {reason}"
+        ) from error
+    return path
 
 
 def require(module: str, *, extra: str) -> ModuleType:

@@ -49,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         message = str(error)
     except TyperException as error:
         message = error.format_message()
+    except OSError as error:  # a name that is too long, a full disk
+        message = f"{error.filename or ''}: {error.strerror or error}".removeprefix(": ")
     else:
         return code if isinstance(code, int) else 0
     if message:  # empty when the help was printed instead

@@ -58,12 +58,11 @@ def predict(
     with options.folder_of_files(masks) as folder:
         wanted = replace(wanted, masks=folder)
         rows = list(answers(subject, paths, wanted, skip_bad=skip_bad, batch_size=batch_size))
-    text = to_csv(rows, subject.task)
-    if out is None:
-        typer.echo(text, nl=False)
-    else:
-        options.write(out, text.encode())
-        typer.echo(str(out))
+        # Names of files may be any bytes.
+        table = to_csv(rows, subject.task).encode(errors="surrogateescape")
+        if out is not None:
+            options.write(out, table)
+    typer.echo(table if out is None else str(out), nl=out is not None)
 
 
 def _exported(model: str, **given: object) -> "Subject":

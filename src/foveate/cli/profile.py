@@ -34,7 +34,7 @@ def profile(
 
     import foveate
 
-    check_positive(batch=batch)
+    check_positive(batch=batch, size=size)
     images = torch.zeros(batch, 3, size, size)
     hosts = {"none": build(model, size)}
     for key in mechanisms or []:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from foveate.errors import InvalidValueError, check_positive
+from foveate.errors import InvalidValueError, check_positive, to_path
 from foveate.experiments.data.folders import list_images
 from foveate.experiments.data.images import EXTENSIONS, open_rgb
 from foveate.experiments.subject import Subject
@@ -46,7 +46,7 @@ def find_images(words: Sequence[str]) -> list[Path]:
     """
     found: dict[Path, Path] = {}
     for word in words:
-        path = Path(word).expanduser()
+        path = to_path(word)
         if path.is_dir():
             here = list_images(path)
         elif path.exists():

@@ -1,6 +1,7 @@
 """Trained networks as one file: weights, and what gives the network again and feeds it."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -9,7 +10,7 @@ from urllib.parse import parse_qsl
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 from torch import Tensor, nn
 
-from foveate.errors import InvalidValueError, UserError, require
+from foveate.errors import InvalidValueError, UserError, require, to_path
 
 require("huggingface_hub", extra="train")
 
@@ -19,6 +20,7 @@ from foveate.experiments.build import build_bare, put_attention  # noqa: E402
 from foveate.experiments.config import RunConfig  # noqa: E402
 from foveate.experiments.configfile import parse  # noqa: E402
 from foveate.experiments.training import checkpoint  # noqa: E402
+from foveate.hosts.by_name import names_code  # noqa: E402
 
 MODEL = "model.safetensors"
 """Name of the file in the folder of a run, and in a repository."""
@@ -29,6 +31,10 @@ _REACHING = (
     *("cache_dir", "checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"),
     *("weights", "weights_backbone"),
 )
+
+
+_REPEAT = re.compile(r"\)?(?:[*+{]|(?<!\()\?)")
+_REPEATS = 4
 
 
 class Fed(BaseModel):
@@ -94,9 +100,14 @@ class Trained(ModelHubMixin, nn.Module, library_name="foveate", tags=["attention
         return self.network(images)
 
     def about(self) -> dict[str, Any]:
-        """Everything but the weights, as JSON holds it."""
+        """Everything but the weights, as JSON holds it; not where files lie on this machine."""
+        config = self.config.model_dump(mode="json", exclude={"teacher": True, "data": {"root"}})
+        config["recipe"]["distill"] = None  # which needs a teacher
+        if self.config.pretrained not in (None, "DEFAULT"):
+            config["pretrained"] = Path(str(self.config.pretrained)).name
+        config["data"]["name"] = Path(self.config.data.name).name
         return {
-            "config": self.config.model_dump(mode="json"),
+            "config": config,
             "classes": list(self.classes),
             "mean": list(self.mean),
             "std": list(self.std),
@@ -154,7 +165,7 @@ def load(path: str | Path, *, trust_code: bool = False) -> Trained:
         ValueError: If the file is missing, none of ours, of another architecture than it says, or
             names code.
     """
-    path = Path(path).expanduser()
+    path = to_path(path)
     at = path / MODEL if path.is_dir() else path
     if not at.is_file():
         raise InvalidValueError(f"there is no '{at}'; a finished run has written one")
@@ -175,6 +186,7 @@ def load(path: str | Path, *, trust_code: bool = False) -> Trained:
 def _empty(config: RunConfig, about: About, trust_code: bool) -> Trained:
     if not trust_code:
         _check_host(config.host)
+        _check_pattern(config.mechanism.at if config.mechanism else None)
     network = build_bare(config, len(about.classes), about.in_channels, about.image_size)
     put_attention(network, config, about.in_channels, about.image_size)
     return Trained(network, config, about.classes, about.mean, about.std, about.image_size)
@@ -183,7 +195,7 @@ def _empty(config: RunConfig, about: About, trust_code: bool) -> Trained:
 def _check_host(host: str) -> None:
     """Refuse hosts that are code or reach for files, which a stranger may have named."""
     name, _, query = host.partition("?")
-    if ":" in name and not name.startswith("timm:"):
+    if names_code(host):
         raise InvalidValueError(
             f"the file names code of its own as its host, '{name}', which is run only if you trust "
             "it (trust_code=True, --trust-code)"
@@ -194,6 +206,17 @@ def _check_host(host: str) -> None:
                 f"the file gives its host the option '{option}', which reads other files; it is "
                 "used only if you trust it (trust_code=True, --trust-code)"
             )
+
+
+def _check_pattern(at: str | None) -> None:
+    """Refuse regular expressions that could take for ever: those that repeat groups, or much."""
+    repeats = _REPEAT.findall(at or "")
+    if len(repeats) > _REPEATS or any(repeat.startswith(")") for repeat in repeats):
+        raise InvalidValueError(
+            f"the file places attention by an expression that repeats a group, or more than "
+            f"{_REPEATS} times, '{str(at)[:80]}', which can take for ever; it is used only if you "
+            "trust it (trust_code=True, --trust-code)"
+        )
 
 
 def _fill(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision import models as torchvision_models
 
 from foveate import models
-from foveate.errors import InvalidValueError, UserError, check_choice, check_positive
+from foveate.errors import InvalidValueError, UserError, check_choice, check_positive, to_path
 from foveate.experiments.configfile import parse
 from foveate.experiments.data.images import ImageSet, decode, open_rgb
 from foveate.experiments.data.load import Data, load_data
@@ -152,7 +152,7 @@ def open_subject(
     if image_size is not None:
         check_positive(image_size=image_size)
     if is_run(model):
-        at = Path(model).expanduser()
+        at = to_path(model)
         for option, value in {"weights": weights, "classes": classes}.items():
             if value is not None:
                 raise InvalidValueError(f"{option} are those of the run, but got {option}={value}")
@@ -179,7 +179,7 @@ def _check_runs(subject: Subject) -> None:
     try:
         with torch.no_grad():
             subject.module(*get_task(subject.task).inputs(torch.zeros(2, channels, size, size)))
-    except (RuntimeError, ValueError) as error:
+    except Exception as error:  # hosts check in many ways
         reason = str(error).partition("\n")[0]
         raise InvalidValueError(
             f"{subject.name} does not take images of {size} x {size} pixels: {reason}"
@@ -188,7 +188,7 @@ def _check_runs(subject: Subject) -> None:
 
 def is_run(model: str) -> bool:
     """Whether a person names what a run has written, not a network by its name."""
-    at = Path(model).expanduser()
+    at = to_path(model)
     return at.is_dir() or at.suffix == ".safetensors"
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from foveate.errors import InvalidTypeError, InvalidValueError, require
 from foveate.export.agreement import Agreement, Runner, agree, check_output
-from foveate.export.layers import first_difference
+from foveate.export.layers import Layers, first_difference, opened_up
 from foveate.export.older import lowered
 from foveate.mechanisms.base import Attention
 from foveate.modes import in_mode
@@ -90,7 +90,7 @@ def onnx(
             on_session(draft),
             inputs,
             tolerance,
-            partial(first_difference, model, draft, tolerance=tolerance),
+            partial(first_difference, model, partial(_layers, draft), tolerance=tolerance),
         )
 
 
@@ -160,6 +160,13 @@ def on_session(source: Path | bytes, provider: str = "CPUExecutionProvider") -> 
     return run
 
 
+def _layers(path: Path, images: Tensor) -> Layers:
+    proto = open_proto(path)
+    told_apart = opened_up(proto)
+    opened = session(proto.SerializeToString())
+    return told_apart(opened.run(None, {opened.get_inputs()[0].name: images.cpu().numpy()}))
+
+
 @contextmanager
 def written(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A place for a file, which is moved to its own if nothing is raised.
@@ -176,8 +183,12 @@ def written(path: str | os.PathLike[str]) -> Iterator[Path]:
         target = target.resolve()  # a link is followed, not replaced
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".foveate-") as name:
             yield Path(name) / target.name
-            for made in sorted(Path(name).iterdir()):
-                os.replace(made, target.parent / made.name)
+            made = {one: target.parent / one.name for one in sorted(Path(name).iterdir())}
+            for place in made.values():
+                if place.is_dir():  # known before anything is replaced
+                    raise InvalidValueError(f"cannot write {place}: it is a folder")
+            for one, place in made.items():
+                os.replace(one, place)
     except OSError as error:
         raise InvalidValueError(f"cannot write {target}: {error.strerror or error}") from error
 

@@ -3,6 +3,7 @@
 import os
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 
 from foveate.errors import InvalidValueError, require
 from foveate.export.agreement import Agreement, Runner, agree, check_drop
-from foveate.export.to_onnx import Size, compared_inputs, onnx, written
+from foveate.export.layers import Layers, first_difference, opened_up
+from foveate.export.to_onnx import Size, compared_inputs, onnx, open_proto, written
 from foveate.modes import in_mode
 
 
@@ -48,7 +50,9 @@ def openvino(
         convert(between, draft)
         with in_mode(model, training=False), torch.no_grad():
             inputs = compared_inputs(example, sizes, fixed_size)
-            return agree(model, on_openvino(draft), inputs, tolerance)
+            layers = partial(_layers, between)
+            where = partial(first_difference, model, layers, tolerance=tolerance)
+            return agree(model, on_openvino(draft), inputs, tolerance, where)
 
 
 def openvino_int8(
@@ -88,11 +92,22 @@ def convert(source: Path, path: Path) -> None:
 
 def on_openvino(path: Path) -> Runner:
     """Runs a file on the processor, in full precision, on as many threads as torch has."""
+    compiled = _compiled(str(path))
+    return lambda images: torch.from_numpy(compiled(images.cpu().numpy())[0].copy())
+
+
+def _compiled(model: Any) -> Any:
     library = require("openvino", extra="openvino")
     how = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    compiled: Any = library.Core().compile_model(str(path), "CPU", how)
+    return library.Core().compile_model(model, "CPU", how)
 
-    def run(images: Tensor) -> Tensor:
-        return torch.from_numpy(compiled(images.cpu().numpy())[0].copy())
 
-    return run
+def _layers(source: Path, images: Tensor) -> Layers:
+    """What the layers of an ONNX file give in OpenVINO."""
+    proto = open_proto(source)
+    told_apart = opened_up(proto)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "layers.onnx"
+        path.write_bytes(proto.SerializeToString())
+        found = _compiled(str(path))(images.cpu().numpy())
+    return told_apart([found[place] for place in range(len(found))])

@@ -16,7 +16,13 @@ from urllib.parse import parse_qsl
 from torch import Tensor, nn
 from torchvision import models
 
-from foveate.errors import InvalidTypeError, InvalidValueError, check_positive, require
+from foveate.errors import (
+    InvalidTypeError,
+    InvalidValueError,
+    UserError,
+    check_positive,
+    require,
+)
 from foveate.hosts.networks import ResNet20, compact_cnn, resnet18_cifar, small_cnn
 from foveate.hosts.pretrained import first_convolution, load_into, read_weights
 
@@ -78,16 +84,26 @@ def build_host(
     sizes = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
     try:
         host = entry.build(**sizes, **options)
-    except TypeError as error:
-        if not options:
+    except UserError:
+        raise
+    except Exception as error:  # each library refuses in its own way
+        if not options and names_code(plain):
             raise
-        raise InvalidValueError(f"host '{plain}' refuses {options}: {error}") from error
+        refused = f"refuses {options}" if options else "cannot be built"
+        reason = str(error).partition("\n")[0]
+        raise InvalidValueError(f"host '{plain}' {refused}: {reason}") from error
     if not isinstance(host, nn.Module):
         raise InvalidTypeError(f"host '{plain}' must be a torch module, but is {type(host)}")
     if pretrained is not None:
         weights = _published(plain, entry) if pretrained == "DEFAULT" else read_weights(pretrained)
         load_into(host, weights, num_classes)
     return host
+
+
+def names_code(name: str) -> bool:
+    """Whether a host is ``module:function``, which is imported and called."""
+    plain = name.partition("?")[0]
+    return ":" in plain and not plain.startswith("timm:")
 
 
 def is_host(name: str) -> bool:

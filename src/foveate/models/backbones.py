@@ -124,6 +124,7 @@ def backbone(
     _check(strides, image_size, output_stride)
     size = -(-max(image_size, 64) // 32) * 32  # at least two positions at every stride
     host = _host(name, pretrained_host, init, size, in_channels, options)
+    size = max(size, _pooled_from(host))
     stages = Stages(host, name, in_channels=in_channels, size=size)
     chosen = stages.take(strides)
     if output_stride < 32:
@@ -137,6 +138,16 @@ def backbone(
     )
     _check_sizes(built, name, chosen, size, in_channels, output_stride)
     return built
+
+
+def _pooled_from(host: nn.Module) -> int:
+    """The least size whose deepest map the pooling before a classifier makes smaller.
+
+    At others, what it returns would be taken for the end of the last stage.
+    """
+    pools = [m.output_size for m in host.modules() if isinstance(m, nn.AdaptiveAvgPool2d)]
+    sides = [side if isinstance(side, tuple) else (side,) for side in pools]
+    return 32 * (1 + max((side or 1 for both in sides for side in both), default=1))
 
 
 def _host(

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -78,7 +78,7 @@ def pairs(folder: Path) -> list[tuple[Path, Path]]:
     """Each image of a split and its mask.
 
     Raises:
-        ValueError: If there is no image, two of one name, or one without a mask.
+        ValueError: If there is no image, or two of one name.
     """
     images: dict[str, Path] = {}
     for path in sorted((folder / "images").iterdir() if (folder / "images").is_dir() else ()):
@@ -90,11 +90,7 @@ def pairs(folder: Path) -> list[tuple[Path, Path]]:
     if not images:
         accepted = " ".join(sorted(EXTENSIONS))
         raise InvalidValueError(f"'{folder / 'images'}' holds no image; accepted: {accepted}")
-    found = [(image, folder / "masks" / f"{stem}.png") for stem, image in images.items()]
-    for image, mask in found:
-        if not mask.is_file():
-            raise InvalidValueError(f"'{image}' has no mask: '{mask}' is missing")
-    return found
+    return [(image, folder / "masks" / f"{stem}.png") for stem, image in images.items()]
 
 
 def masked(folder: Path, void: int) -> tuple[list[Masked], list[int], Reasons]:
@@ -135,10 +131,17 @@ def _around(mask: "np.ndarray[Any, np.dtype[np.bool_]]") -> list[float]:
     return [float(v) for v in (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)]
 
 
-def read_coco(path: Path) -> tuple[dict[int, str], dict[str, list[tuple[list[float], int]]]]:
-    """The categories, and the boxes ``(x, y, width, height)`` with category by file of image.
+class Listed(NamedTuple):
+    """What an ``annotations.json`` says of one image."""
 
-    Crowds are left out.
+    size: tuple[int, int] | None
+    """Width and height, if it says them."""
+    boxes: list[tuple[list[float], int]]
+    """``(x, y, width, height)`` with category; crowds are left out."""
+
+
+def read_coco(path: Path) -> tuple[dict[int, str], dict[str, Listed]]:
+    """The categories, and what is said of each file of an image.
 
     Raises:
         ValueError: If the file cannot be read or lacks a part.
@@ -146,16 +149,21 @@ def read_coco(path: Path) -> tuple[dict[int, str], dict[str, list[tuple[list[flo
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         categories = {int(one["id"]): str(one["name"]) for one in content["categories"]}
-        files = {one["id"]: str(one["file_name"]) for one in content["images"]}
-        boxes: dict[str, list[tuple[list[float], int]]] = {name: [] for name in files.values()}
-        for one in content["annotations"]:
-            if not one.get("iscrowd"):
-                box = [float(value) for value in one["bbox"]]
-                boxes[files[one["image_id"]]].append((box, int(one["category_id"])))
-        for kind, names in {"category": categories.values(), "file": files.values()}.items():
+        images = content["images"]
+        files = {one["id"]: str(one["file_name"]) for one in images}
+        for kind, names in {
+            "category": categories.values(),
+            "file": [one["file_name"] for one in images],
+            "image id": [one["id"] for one in images],
+        }.items():
             twice = [name for name, count in Counter(names).items() if count > 1]
             if twice:
                 raise InvalidValueError(f"it has the {kind} '{twice[0]}' more than once")
+        listed = {str(one["file_name"]): Listed(_said_size(one), []) for one in images}
+        for one in content["annotations"]:
+            if not one.get("iscrowd"):
+                box = [float(value) for value in one["bbox"]]
+                listed[files[one["image_id"]]].boxes.append((box, int(one["category_id"])))
     except (OSError, ValueError, OverflowError, RecursionError) as error:
         reason = str(error).partition("\n")[0]
         raise InvalidValueError(f"'{path}' cannot be read: {reason}") from error
@@ -163,7 +171,13 @@ def read_coco(path: Path) -> tuple[dict[int, str], dict[str, list[tuple[list[flo
         raise InvalidValueError(
             f"'{path}' is not of COCO's form: {type(error).__name__} {error}"
         ) from error
-    return categories, boxes
+    return categories, listed
+
+
+def _said_size(image: dict[str, Any]) -> tuple[int, int] | None:
+    return (
+        (int(image["width"]), int(image["height"])) if {"width", "height"} <= set(image) else None
+    )
 
 
 def annotated(folder: Path, classes: Sequence[str]) -> tuple[list[Boxed], Reasons]:
@@ -177,10 +191,15 @@ def annotated(folder: Path, classes: Sequence[str]) -> tuple[list[Boxed], Reason
     if not listed:
         raise InvalidValueError(f"'{path}' lists no image")
 
-    def boxed(item: tuple[str, list[tuple[list[float], int]]]) -> Boxed:
-        name, annotations = item
+    def boxed(item: tuple[str, Listed]) -> Boxed:
+        name, (said, annotations) = item
         image = folder / "images" / name
         size = upright_size(image)
+        if said not in (None, size):
+            raise InvalidValueError(
+                f"{ANNOTATIONS} has it as {said[0]} x {said[1]} pixels, but it is "
+                f"{size[0]} x {size[1]}"
+            )
         boxes = [_inside(box, size) for box, _ in annotations]
         labels = [_label(number, categories, classes) for _, number in annotations]
         tensor = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)

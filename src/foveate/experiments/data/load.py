@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from foveate.errors import InvalidValueError, check_positive, unknown
+from foveate.errors import InvalidValueError, check_positive, to_path, unknown
 from foveate.experiments.data import catalogue, folders
 from foveate.experiments.data.images import ImageSet, common_size
 from foveate.experiments.data.reading import channel_statistics, read
@@ -140,10 +140,10 @@ def _find(
     if name == "digits":
         return *catalogue.digits(), {"source": "scikit-learn"}
     if (key := name.lower()) in catalogue.TORCHVISION:
-        at = (root or Path("data")).expanduser()
+        at = to_path(root or "data")
         found = catalogue.from_torchvision(key, at, download=download)
         return *found, {"source": "torchvision", "root": str(at.absolute())}
-    places = [Path(name).expanduser(), *([root.expanduser() / name] if root else [])]
+    places = [to_path(name), *([to_path(root / name)] if root else [])]
     for at in places:
         if at.is_dir():
             return *folders.scan(at), {"source": "folder", "root": str(at.absolute())}

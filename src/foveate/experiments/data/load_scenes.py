@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate.errors import InvalidValueError, check_positive
+from foveate.errors import InvalidValueError, check_positive, to_path
 from foveate.experiments.data import annotated
 from foveate.experiments.data.annotated import Reasons
 from foveate.experiments.data.load import Data, complete, limited
@@ -58,9 +58,10 @@ def load_masks(
     sources: dict[str, list[Source]] = {}
     for split, (found, tops, reasons) in read.items():
         bad |= reasons
+        sources[split] = []
         for source, top in zip(found, tops, strict=True):
             if top < len(classes):
-                sources.setdefault(split, []).append(source)
+                sources[split].append(source)
             else:
                 bad[source.image] = (
                     f"its mask has the class {top}, but there are {len(classes)}: "
@@ -127,7 +128,7 @@ def load_boxes(
 
 
 def _find(name: str, root: Path | None) -> Path:
-    places = [Path(name).expanduser(), *([root.expanduser() / name] if root else [])]
+    places = [to_path(name), *([to_path(root / name)] if root else [])]
     for at in places:
         if at.is_dir():
             return at

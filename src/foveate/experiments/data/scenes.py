@@ -28,6 +28,9 @@ class Boxes(NamedTuple):
     """``(M,)`` of int64, from 0."""
 
 
+# What Pillow multiplies the numbers of grey pictures by that have fewer bits.
+_STRETCHED = {"L;2": 85, "L;4": 17}
+
 Target = Tensor | Boxes
 """What is in one image: a mask ``(S, S)`` of uint8, or boxes."""
 
@@ -150,14 +153,17 @@ def read_mask(path: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
 
     Raises:
         OSError: If the file cannot be read whole.
-        ValueError: If it holds colours.
+        ValueError: If it is missing, or holds colours.
     """
+    if not path.is_file():
+        raise InvalidValueError(f"its mask '{path}' is missing")
     with Image.open(path) as mask:
+        stretch = _STRETCHED.get(str(mask.tile[0].args), 1) if mask.tile else 1
         if mask.mode not in ("1", "L", "P", "I") and not mask.mode.startswith("I;"):
             raise InvalidValueError(
                 f"its mask must have one number a pixel, but it is a {mask.mode} picture"
             )
-        return np.array(mask).astype(np.int64)
+        return np.array(mask).astype(np.int64) // stretch
 
 
 def upright_size(path: Path) -> tuple[int, int]:

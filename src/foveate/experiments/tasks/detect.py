@@ -30,6 +30,7 @@ from foveate.experiments.tasks.base import (
     own_share,
 )
 from foveate.experiments.training.processes import gathered, total
+from foveate.models.backbones import Backbone
 from foveate.modes import in_mode
 
 if TYPE_CHECKING:
@@ -122,11 +123,12 @@ def _loss(module: nn.Module, inputs: Tensor, known: Sequence[Things], fabric: Fa
 
 @contextmanager
 def _losses_wanted(module: nn.Module) -> Iterator[None]:
-    """Training mode for all but the layers that it changes."""
+    """Training mode for all but the layers that it changes, whatever kinds the host has."""
     with in_mode(module, training=True):
-        for layer in module.modules():
-            if isinstance(layer, _BatchNorm | _DropoutNd):
-                layer.training = False
+        for part in module.modules():
+            if isinstance(part, Backbone | _BatchNorm | _DropoutNd):
+                for layer in part.modules():
+                    layer.training = False
         yield
 
 

@@ -14,11 +14,17 @@ def freeze(network: nn.Module, learning: Iterable[nn.Parameter]) -> None:
         parameter.requires_grad_(id(parameter) in chosen)
 
 
-def train_mode(network: nn.Module) -> None:
-    """Training mode, but frozen normalisation layers keep their statistics."""
+def train_mode(network: nn.Module, *, freezing: bool = False) -> None:
+    """Training mode, but frozen normalisation layers keep their statistics.
+
+    Args:
+        network: Its parameters say by ``requires_grad`` what is frozen.
+        freezing: Take layers without weights for frozen too, unless all around them learns.
+    """
     network.train()
-    for layer in _frozen_norms(network):
-        layer.eval()
+    for layer, learns in _norms(network, not freezing):
+        if not learns:
+            layer.eval()
 
 
 def find_classifier(
@@ -45,9 +51,12 @@ def find_classifier(
     return layers[-1]
 
 
-def _frozen_norms(network: nn.Module) -> Iterator[nn.Module]:
-    for module in network.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            weights = list(module.parameters(recurse=False))
-            if weights and not any(weight.requires_grad for weight in weights):
-                yield module
+def _norms(module: nn.Module, learns: bool) -> Iterator[tuple[nn.Module, bool]]:
+    """The normalisation layers, and whether they learn."""
+    own = [weight.requires_grad for weight in module.parameters()]
+    if own:
+        learns = all(own) or (learns and any(own))
+    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        yield module, learns
+    for child in module.children():
+        yield from _norms(child, learns)

@@ -35,6 +35,7 @@ class Learner:
             self.module.to(memory_format=torch.channels_last)
         if recipe.checkpointing:
             recompute_blocks(self.module)
+        self._learning = {id(p) for p in self.module.parameters() if p.requires_grad}
         self._model = fabric.setup_module(self.module)
         self.optimizer = build_optimizer(recipe, self.module)
         self._stepper: Any = fabric.setup_optimizers(self.optimizer)
@@ -49,16 +50,18 @@ class Learner:
 
     def enter_epoch(self, epoch: int) -> None:
         """Training mode; the host is frozen in the first epochs of the recipe, then thawed."""
-        if epoch < self._recipe.freeze_epochs:
+        freezing = epoch < self._recipe.freeze_epochs
+        if freezing:
             added = self._network.added()
             fresh = self._task.fresh(self.module, self._classes, added)
-            freeze(self.module, [*added, *fresh])
+            # What the host itself keeps from learning stays so.
+            freeze(self.module, [p for p in (*added, *fresh) if id(p) in self._learning])
         elif self._recipe.freeze_epochs:
-            freeze(self.module, self.module.parameters())
+            freeze(self.module, [p for p in self.module.parameters() if id(p) in self._learning])
         if self._recipe.freeze_epochs and self._fabric.world_size > 1:
             # DDP fixes at setup which gradients it reduces.
             self._model = self._fabric.setup_module(self.module)
-        train_mode(self.module)
+        train_mode(self.module, freezing=freezing)
 
     def step(self, images: Tensor, known: Any, rate: float) -> Tensor:
         """One optimiser step; returns the sum of losses, the hits and the images, on the device."""
