@@ -174,6 +174,21 @@ def test_gates_are_learned_where_kernels_serve_them_too(mechanism, tmp_path):
     assert any(p.grad is not None and bool(p.grad.any()) for p in learning)
 
 
+@pytest.mark.parametrize("kind", ["attention", "gates"])
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
+def test_any_precision_learns_from_a_teacher(precision, kind, tmp_path):
+    teacher = a_teacher(tmp_path / "teacher", "cbam", host="tiny:net")
+    values = student(teacher, "cbam", epochs=1, precision=precision).model_dump(mode="json")
+    values["recipe"]["distill"] = {"kind": kind, "weight": 1.0}
+    config = parse(RunConfig, values)
+    result = run(config, tiny.digits(), tmp_path / "run", launch(config.recipe), Watcher())
+    assert result.status == "finished"
+    losses = [row["loss"] for row in read_journal(tmp_path / "run" / "metrics.jsonl")
+              if "loss" in row]  # fmt: skip
+    assert losses
+    assert all(math.isfinite(loss) for loss in losses)
+
+
 def test_the_gates_of_a_student_are_read_without_a_trace(tmp_path):
     """Their gradients are wanted, but statistics and random numbers stay what they were."""
     teacher = a_teacher(tmp_path / "teacher", "coord")

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 import foveate
 from cases import DEFAULTS, Case
 from foveate import export
-from foveate.export import to_openvino
-from foveate.export.agreement import difference
+from foveate.export import runtimes, to_openvino
+from foveate.export.agreement import Runner, difference
 from foveate.export.layers import first_difference, layers_of
 from foveate.export.to_onnx import open_proto, read_attention, usual_sizes
 from foveate.insertion import insert
@@ -199,6 +199,9 @@ def test_what_is_not_one_network_with_one_output_is_refused(tmp_path: Path) -> N
 
     with pytest.raises(ValueError, match=r"only networks that give one tensor.* gives tuple"):
         export.onnx(Two(), IMAGE, tmp_path / "m.onnx")
+    for odd in (nn.Bilinear(2, 2, 2), nn.Conv2d(1, 4, 1)):
+        with pytest.raises(ValueError, match=r"the network itself refuses an input of \(1, 3,"):
+            export.onnx(odd, IMAGE, tmp_path / "m.onnx")
 
 
 def test_a_file_keeps_what_it_was_told_and_where_attention_is(tmp_path: Path) -> None:
@@ -282,9 +285,9 @@ def test_tensorrt_is_built_by_its_own_tool_or_its_absence_said(
 
 def test_runtimes_are_measured_in_turns_and_checked() -> None:
     models = {"none": nn.Conv2d(3, 4, 3), "se": network()}
-    runtimes = ["eager", "onnxruntime", "openvino"]
-    times = export.measure(models, torch.rand(2, 3, 14, 10), runtimes, repeats=3)
-    assert list(times) == [(model, runtime) for model in models for runtime in runtimes]
+    chosen = ["eager", "onnxruntime", "openvino"]
+    times = export.measure(models, torch.rand(2, 3, 14, 10), chosen, repeats=3)
+    assert list(times) == [(model, runtime) for model in models for runtime in chosen]
     assert all(time.median_ms > 0 for time in times.values())
     with pytest.raises(
         ValueError, match="unknown runtime 'onnxruntim'; did you mean 'onnxruntime'"
@@ -292,6 +295,17 @@ def test_runtimes_are_measured_in_turns_and_checked() -> None:
         export.measure(models, IMAGE, ["onnxruntim"])
     with pytest.raises(ValueError, match="tensorrt needs an ONNX Runtime with Tensorrt"):
         export.measure(models, IMAGE, ["tensorrt"])
+
+
+def test_a_runtime_that_computes_something_else_is_not_timed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def wrong(model: nn.Module, images: Tensor, at: Path) -> Runner:
+        return lambda images: model(images) * 1.01
+
+    monkeypatch.setitem(runtimes.RUNTIMES, "openvino", wrong)
+    with pytest.raises(export.MismatchError, match=r"differs by 0\.01"):
+        export.measure({"a": network()}, torch.rand(2, 3, 14, 10), ["eager", "openvino"])
 
 
 def test_a_mode_that_differed_is_given_back_after_measuring() -> None:
@@ -366,10 +380,12 @@ def test_torch_programs_in_eight_bits(
     model, images, _ = small
     labels = model(images).argmax(1)
     path = tmp_path / "q.pt2"
+    before = torch.random.get_rng_state()
     scores = export.program_int8(
         model, IMAGE, path, [images], accuracy(labels, images), max_drop=30
     )
     assert scores[0] == 100
+    assert torch.equal(torch.random.get_rng_state(), before)
     loaded = torch.export.load(path)
     operations = [str(node.target) for node in loaded.graph.nodes]
     assert any("dequantize_per_channel" in one for one in operations)

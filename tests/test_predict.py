@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +216,16 @@ def test_a_table_that_cannot_be_written_leaves_no_masks(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "m", "o.csv"]
 
 
+def test_files_are_named_after_the_model(
+    run: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("cbam.1", "cbam.2"):
+        shutil.copytree(run, tmp_path / name)
+        assert main(["export", name]) == 0
+    assert {path.name for path in tmp_path.glob("*.onnx")} == {"cbam.1.onnx", "cbam.2.onnx"}
+
+
 def test_a_file_of_elsewhere_is_refused(tmp_path: Path, capsys: Capture) -> None:
     foveate.export.onnx(torch.nn.Conv2d(3, 4, 1), torch.zeros(1, 3, 8, 8), tmp_path / "a.onnx")
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
@@ -314,3 +325,19 @@ def test_masks_have_the_size_of_the_image_and_shares_are_of_its_pixels(tmp_path:
     twins = [tmp_path / "a.png", tmp_path / "a.jpg"]
     with pytest.raises(ValueError, match="would have one name"):
         list(predict(subject, twins, Wanted(masks=tmp_path / "masks")))
+
+
+def test_masks_of_many_classes_keep_their_numbers(tmp_path: Path) -> None:
+    class Last(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            maps = torch.zeros(len(images), 300, *images.shape[2:])
+            maps[:, 299] = 1
+            return maps
+
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    classes = tuple(map(str, range(300)))
+    subject = Subject("s", Last(), classes, (0.5,) * 3, (0.5,) * 3, 8, "segment")
+    (tmp_path / "masks").mkdir()
+    rows = list(predict(subject, [tmp_path / "a.png"], Wanted(masks=tmp_path / "masks")))
+    assert [row["class"] for row in rows] == ["299"]
+    assert set(np.asarray(Image.open(tmp_path / "masks" / "a.png")).ravel().tolist()) == {299}

@@ -191,6 +191,9 @@ def spoil(root: Path, how: str) -> None:
         scene_data.save(mask, np.zeros((32, 40, 3)))
     elif how == "broken image":
         image.write_bytes(b"no picture")
+    elif how == "cut image":
+        Image.effect_noise((40, 32), 90).convert("RGB").save(image, "JPEG")
+        image.write_bytes(image.read_bytes()[:-200])
     elif how == "broken mask":
         mask.write_bytes(b"no picture")
     elif how == "two names":
@@ -209,6 +212,7 @@ MASKS = {
     "unknown class": "its mask has the class 7, but there are 3: 0 to 2; void is 255",
     "colours": "its mask must have one number a pixel, but it is a RGB picture",
     "broken image": "01.png (cannot identify image file",
+    "cut image": "01.png (image file is truncated",
     "broken mask": "01.png (cannot identify image file",
     "two names": "its mask has the class 2, but there are 2: 0 to 1",
     "a name twice": "names 'a' twice",
@@ -219,6 +223,7 @@ INSTANCES = {
     "other size": "its mask is 7 x 5 pixels",
     "nothing in it": "its mask is empty: there is no instance in it",
     "broken image": "01.png (cannot identify image file",
+    "cut image": "01.png (image file is truncated",
     "two names": "instance masks have no classes",
 }
 
@@ -279,6 +284,7 @@ def test_bad_annotations_are_one_line(change, message, tmp_path, capsys):
         (("--head", "unet"), "task=classify has no head 'unet'; it has none"),
         (("--task", "segment", "--data", "nowhere"), "there is none at: nowhere"),
         (("--task", "detect", "--data", "."), "has no train/images"),
+        (("--task", "detect", "--set", "recipe.precision=bf16-mixed"), "boxes need all their"),
         (("--set", "recipe.distill={kind: attention}"), "recipe.distill needs a teacher"),
         (("--set", "recipe.distill={kind: maps}"), "recipe.distill.kind: must be"),
     ],

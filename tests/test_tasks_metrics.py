@@ -5,6 +5,8 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from foveate.experiments.data.scenes import VOID
@@ -174,6 +176,43 @@ def test_average_precision_is_that_of_its_definition():
     assert per_class["b"] == pytest.approx(own, abs=0.01)
     assert per_class["never"] is None
     assert 5 < scores["AP75"] < scores["AP50"] < 95  # else little would have been compared
+
+
+def coco_average_precision(pairs):
+    """AP, AP50 and AP75 in percent, by COCO's own program."""
+    truth, found = [], []
+    for image, (theirs, known) in enumerate(pairs):
+        for box, label in zip(known["boxes"].tolist(), known["labels"].tolist(), strict=True):
+            sides = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
+            about = {"image_id": image, "category_id": label, "bbox": sides}
+            truth.append({**about, "id": len(truth) + 1, "area": sides[2] * sides[3], "iscrowd": 0})
+        for box, label, score in zip(*(theirs[k].tolist() for k in ("boxes", "labels", "scores")),
+                                     strict=True):  # fmt: skip
+            sides = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
+            found.append({"image_id": image, "category_id": label, "bbox": sides, "score": score})
+    dataset = COCO()
+    dataset.dataset = {
+        "images": [{"id": i} for i in range(len(pairs))],
+        "categories": [{"id": 0}, {"id": 1}],
+        "annotations": truth,
+        "info": {},
+    }
+    dataset.createIndex()
+    judge = COCOeval(dataset, dataset.loadRes(found), "bbox")
+    judge.evaluate()
+    judge.accumulate()
+    judge.summarize()
+    return [100 * value for value in judge.stats[:3]]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_average_precision_is_that_of_coco(seed):
+    pairs = some_boxes(seed, images=12)
+    for found, known in pairs:  # whole pixels, so that overlaps lie on thresholds
+        found["boxes"], known["boxes"] = found["boxes"].round(), known["boxes"].round()
+    scores, _ = average_precision(pairs, ["a", "b"])
+    assert list(scores) == ["AP", "AP50", "AP75"]
+    assert list(scores.values()) == pytest.approx(coco_average_precision(pairs), abs=1e-4)
 
 
 def test_average_precision_of_nothing_found_is_zero():

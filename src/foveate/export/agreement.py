@@ -57,7 +57,7 @@ def agree(
     differences: dict[Shape, float] = {}
     for images in inputs:
         shape = tuple(images.shape)
-        expected = _original(model, images)
+        expected = original(model, images)
         found = difference(_exported(runner, images), expected)
         if not found <= tolerance:
             begins = f"; it begins at {where(images)}" if where else ""
@@ -69,7 +69,12 @@ def agree(
     return Agreement(differences, tolerance)
 
 
-def _original(model: nn.Module, images: Tensor) -> Tensor:
+def original(model: nn.Module, images: Tensor) -> Tensor:
+    """The output of a network on its own.
+
+    Raises:
+        ValueError: If it refuses the input, or gives something else than one tensor.
+    """
     try:
         output = model(images)
     except Exception as error:
@@ -77,11 +82,6 @@ def _original(model: nn.Module, images: Tensor) -> Tensor:
             f"the network itself refuses an input of {tuple(images.shape)} "
             f"({' '.join(str(error).split())}); choose other sizes, or fixed_size=True"
         ) from error
-    return check_output(output)
-
-
-def check_output(output: object) -> Tensor:
-    """One tensor, which is all that can be exported."""
     if not isinstance(output, Tensor):
         raise InvalidValueError(
             "only networks that give one tensor can be exported, but this one gives "

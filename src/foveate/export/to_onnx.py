@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.errors import InvalidTypeError, InvalidValueError, require
-from foveate.export.agreement import Agreement, Runner, agree, check_output
+from foveate.export.agreement import Agreement, Runner, agree, original
 from foveate.export.layers import Layers, first_difference, opened_up
 from foveate.export.older import lowered
 from foveate.mechanisms.base import Attention
@@ -309,7 +309,7 @@ def exported(
     """
     if hasattr(model, "_orig_mod"):
         raise InvalidTypeError("a compiled network cannot be exported; pass the one it is made of")
-    check_output(model(example))
+    original(model, example)
     if _pads_by_size(model) and not fixed_size:
         raise InvalidValueError(
             f"this {type(model).__name__} pads by the size of its input (pad_type=same), which "
