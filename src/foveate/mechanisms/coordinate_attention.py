@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from foveate import ops
 from foveate.errors import check_choice
-from foveate.mechanisms.base import Gate, Published, bottleneck
+from foveate.mechanisms.base import Gate, Published, bare, bottleneck
 from foveate.mechanisms.norm import GateNorm
 from foveate.registry import register_mechanism
 
@@ -84,6 +84,29 @@ class CoordinateAttention(Gate):
         if self.merge == "sum":
             return {"element": (height + width).sigmoid()}  # (B, C, H, W)
         return {"height": height.sigmoid(), "width": width.sigmoid()}
+
+    def whole(self, x: Tensor) -> Tensor | None:
+        bn = self.bn1
+        if type(self) is not CoordinateAttention or self.merge != "product":
+            return None
+        if not bare(self.conv1, bn, self.conv_h, self.conv_w, also=(GateNorm, nn.Identity)):
+            return None
+        scale = shift = running = None
+        eps = 0.0
+        if isinstance(bn, GateNorm):
+            if bn.running_mean is None or bn.momentum is None or (bn.training and ops.again()):
+                return None
+            scale, shift, running, eps = bn.weight, bn.bias, bn.running(), bn.eps
+        layers = (self.conv1, self.conv_h, self.conv_w)
+        (w1, b1), (wh, bh), (ww, bw) = ((layer.weight, layer.bias) for layer in layers)
+        weights = ops.CoordWeights(w1, b1, scale, shift, wh, bh, ww, bw, self.strength)
+        found = ops.coord(x, weights, running, eps)
+        if found is None:
+            return None
+        y, statistics = found
+        if statistics is not None and isinstance(bn, GateNorm):
+            bn.update(*statistics)
+        return y
 
     def factors(self, x: Tensor) -> dict[str, Tensor]:
         if self.merge == "sum":

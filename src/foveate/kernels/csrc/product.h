@@ -1,0 +1,155 @@
+// Products of tall matrices, whose rows hold the values of all channels, with narrow ones of layers.
+#pragma once
+
+#include <vector>
+
+#include "common.h"
+#include "fold.h"
+#include "transpose.h"
+
+namespace foveate {
+
+// Vectors, and rows or outputs, whose sums are held at once.
+constexpr Index kVectors = 4, kHeld = 4;
+// Rows that are copied side by side: in a map they may lie 4096 bytes apart, where they push each
+// other out of the first cache.
+constexpr Index kCopied = 128;
+
+template <class A>
+constexpr Index kBlock = kVectors * kLanes<A>;
+
+// A block of columns of some rows, side by side, zeros behind the last column.
+template <class A, class T>
+inline void copy_block(const T* from, Index stride, Index rows, Index columns, A* to) {
+  for (Index r = 0; r < rows; ++r)
+    for (Index v = 0; v < kVectors; ++v) {
+      const Index at = v * kLanes<A>, count = std::min(kLanes<A>, columns - at);
+      const Vec<A> row = count > 0 ? load(from + r * stride, Slice<A>{at, 0, count}) : Vec<A>{};
+      narrow(to + r * kBlock<A> + at, row);
+    }
+}
+
+// to (rows, n) = from (rows, columns) times the transpose of weight (n, columns), plus bias (n).
+template <class A, class W>
+void dots(const A* from, Index rows, Index columns, const W* weight, const W* bias, Index n,
+          A* to) {
+  constexpr Index high = kLanes<A> / kHeld;
+  parallel((rows + high - 1) / high, high * columns * n / 4, [&](Index block) {
+    const Index first = block * high, last = rows - 1;
+    const A* row[high];
+    for (Index i = 0; i < high; ++i) row[i] = from + std::min(first + i, last) * columns;
+    for (Index o = 0; o < n; o += kHeld) {
+      const W* each[kHeld];
+      for (Index j = 0; j < kHeld; ++j) each[j] = weight + std::min(o + j, n - 1) * columns;
+      Vec<A> total[kLanes<A>] = {};
+      each_slice<A>(columns, [&](const auto& s) {
+        Vec<A> values[high];
+        for (Index i = 0; i < high; ++i) values[i] = load(row[i], s);
+        for (Index j = 0; j < kHeld; ++j) {
+          const Vec<A> w = load(each[j], s);
+          for (Index i = 0; i < high; ++i) total[i * kHeld + j] += masked<A>(values[i] * w, s, A(0));
+        }
+      });
+      const Vec<A> sums = fold_each<A>(total, Add{});
+      for (Index i = 0; i < std::min(high, rows - first); ++i)
+        for (Index j = 0; j < std::min(kHeld, n - o); ++j)
+          to[(first + i) * n + o + j] =
+              sums[i * kHeld + j] + (bias ? value(bias + o + j) : A(0));
+    }
+  });
+}
+
+// to (rows, columns) = finish(from (rows, n) times weight (n, columns), plus bias (columns)).
+template <class A, class W, class F>
+void mixes(const A* from, Index rows, Index n, const W* weight, const W* bias, Index columns,
+           const F& finish, A* to) {
+  constexpr Index wide = kBlock<A>, lanes = kLanes<A>;
+  const Index blocks = (columns + wide - 1) / wide, chunks = (rows + kCopied - 1) / kCopied;
+  parallel(blocks * chunks, std::min(rows, kCopied) * n * wide / 4, [&](Index i) {
+    const Index c = i % blocks * wide, r0 = i / blocks * kCopied, end = std::min(rows, r0 + kCopied);
+    const Index count = std::min(wide, columns - c);
+    std::vector<A> block((n + 1) * wide);
+    A* add = block.data() + n * wide;
+    copy_block(weight + c, columns, n, count, block.data());
+    if (bias) copy_block(bias + c, columns, 1, count, add);
+    for (Index r = r0; r < end; r += kHeld) {
+      const A* row[kHeld];
+      for (Index k = 0; k < kHeld; ++k) row[k] = from + std::min(r + k, end - 1) * n;
+      Vec<A> total[kHeld][kVectors];
+      for (Index k = 0; k < kHeld; ++k)
+        for (Index v = 0; v < kVectors; ++v) total[k][v] = widen(add + v * lanes);
+      for (Index j = 0; j < n; ++j) {
+        Vec<A> w[kVectors];
+        for (Index v = 0; v < kVectors; ++v) w[v] = widen(block.data() + j * wide + v * lanes);
+        for (Index k = 0; k < kHeld; ++k)
+          for (Index v = 0; v < kVectors; ++v) total[k][v] += row[k][j] * w[v];
+      }
+      for (Index k = 0; k < std::min(kHeld, end - r); ++k)
+        for (Index v = 0; v * lanes < count; ++v)
+          store(to + (r + k) * columns + c, finish(total[k][v]),
+                Slice<A>{v * lanes, 0, std::min(lanes, count - v * lanes)});
+    }
+  });
+}
+
+// to (n, columns) += the transpose of left (rows, n) times right (rows, columns), and sums
+// (columns), where they are asked for, += the sums of right.
+template <class A>
+void outer(const A* left, const A* right, Index rows, Index n, Index columns, A* to, A* sums) {
+  constexpr Index wide = kBlock<A>, lanes = kLanes<A>;
+  parallel((columns + wide - 1) / wide, rows * n * wide / 4, [&](Index i) {
+    const Index c = i * wide, count = std::min(wide, columns - c), tall = (n + kHeld - 1) / kHeld;
+    std::vector<A> block(kCopied * wide), found((tall * kHeld + 1) * wide);
+    for (Index r0 = 0; r0 < rows; r0 += kCopied) {
+      const Index end = std::min(kCopied, rows - r0);
+      copy_block(right + r0 * columns + c, columns, end, count, block.data());
+      for (Index k = 0; k < n; k += kHeld) {
+        Vec<A> total[kHeld][kVectors] = {};
+        Index own[kHeld];
+        for (Index j = 0; j < kHeld; ++j) own[j] = std::min(k + j, n - 1);
+        for (Index r = 0; r < end; ++r) {
+          Vec<A> v[kVectors];
+          for (Index u = 0; u < kVectors; ++u) v[u] = widen(block.data() + r * wide + u * lanes);
+          const A* by = left + (r0 + r) * n;
+          for (Index j = 0; j < kHeld; ++j)
+            for (Index u = 0; u < kVectors; ++u) total[j][u] += by[own[j]] * v[u];
+        }
+        for (Index j = 0; j < kHeld; ++j)
+          for (Index u = 0; u < kVectors; ++u) {
+            A* at = found.data() + (k + j) * wide + u * lanes;
+            narrow(at, widen(at) + total[j][u]);
+          }
+      }
+      A* own = found.data() + tall * kHeld * wide;
+      for (Index r = 0; sums && r < end; ++r)
+        for (Index u = 0; u < wide; u += lanes)
+          narrow(own + u, widen(own + u) + widen(block.data() + r * wide + u));
+    }
+    const auto put = [&](const A* from, A* at) {
+      for (Index j = 0; j < count; ++j) at[j] += from[j];
+    };
+    for (Index k = 0; k < n; ++k) put(found.data() + k * wide, to + k * columns + c);
+    if (sums) put(found.data() + tall * kHeld * wide, sums + c);
+  });
+}
+
+// Swaps rows and columns of each of many matrices (rows, columns).
+template <class T, class A = Acc<T>>
+void swap_sides(const T* from, Index many, Index rows, Index columns, A* to) {
+  constexpr Index lanes = kLanes<A>;
+  const Index tiles = (rows + lanes - 1) / lanes;
+  parallel(many * tiles, 2 * lanes * columns, [&](Index i) {
+    const Index m = i / tiles, r = i % tiles * lanes, high = std::min(lanes, rows - r);
+    for (Index c = 0; c < columns; c += lanes) {
+      const Index wide = std::min(lanes, columns - c);
+      Vec<A> v[lanes] = {};
+      for (Index k = 0; k < high; ++k)
+        v[k] = load(from + (m * rows + r + k) * columns, Slice<A>{c, 0, wide});
+      transpose<A>(v);
+      for (Index k = 0; k < wide; ++k)
+        store(to + (m * columns + c + k) * rows, v[k], Slice<A>{r, 0, high});
+    }
+  });
+}
+
+}  // namespace foveate
