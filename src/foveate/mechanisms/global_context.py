@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from foveate import ops
 from foveate.errors import check_choice
-from foveate.mechanisms.base import Mixer, Published, bottleneck, pointwise, weights
+from foveate.mechanisms.base import Mixer, Published, bare, bottleneck, pointwise, weights
 from foveate.registry import register_mechanism
 
 POOLINGS = ("attention", "average")
@@ -122,7 +122,24 @@ class GlobalContext(Mixer):
         gate = self.mix(x).sigmoid()  # (B, C, 1, 1)
         return gate if self.scale is None else (gate - 1) * self.scale + 1
 
+    def _whole(self, x: Tensor) -> Tensor | None:
+        """The output by one kernel; None where there is none for the form as it is set up."""
+        if type(self) is not GlobalContext or self.pooling != "attention":
+            return None
+        layers = (self.conv_mask, self.fc1, self.fc2)
+        norm = self.norm
+        if not bare(*layers, norm, also=(nn.LayerNorm,)):
+            return None
+        (mask, mask_bias), (w1, b1), (w2, b2) = ((layer.weight, layer.bias) for layer in layers)
+        weights = ops.ContextWeights(
+            mask, mask_bias, w1, b1, norm.weight, norm.bias, w2, b2, self.scale
+        )
+        return ops.context(x, weights, norm.eps, multiply=self.fusion == "mul")
+
     def forward(self, x: Tensor) -> Tensor:
+        y = self._whole(x)
+        if y is not None:
+            return y
         x = ops.fuse(x)
         if self.fusion == "add":
             return ops.shift(x, self.added(x))

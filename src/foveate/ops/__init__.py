@@ -10,6 +10,8 @@ from foveate.ops.cbam import cbam as cbam
 from foveate.ops.channel_attention import channel_attention as channel_attention
 from foveate.ops.channel_dot import channel_dot as channel_dot
 from foveate.ops.channel_pool import channel_pool as channel_pool
+from foveate.ops.context import ContextWeights as ContextWeights
+from foveate.ops.context import context as context
 from foveate.ops.coord import CoordWeights as CoordWeights
 from foveate.ops.coord import coord as coord
 from foveate.ops.criss_cross_attention import criss_cross_attention as criss_cross_attention

@@ -95,19 +95,21 @@ inline void add_at(T* to, Acc<T> value) {
 // Planes this narrow and small are weighed whole, with their strips spread over them.
 constexpr Index kFew = 16, kSmall = 512;
 
-// The gates of rows and columns of one plane, put together for each position.
-template <class A>
-void spread_gates(const Terms<A>& t, const Shape& s, Index plane, A* to) {
-  for (Index h = 0; h < s.H; ++h)
-    for (Index w = 0; w < s.W; ++w)
-      to[h * s.W + w] = joined(t.total, t.rows, plane * s.H + h, t.columns, plane * s.W + w);
-}
-
-template <class A>
-void spread_adds(const Terms<A>& t, const Shape& s, Index plane, A* to) {
-  for (Index h = 0; h < s.H; ++h)
-    for (Index w = 0; w < s.W; ++w)
-      to[h * s.W + w] = pick(t.add_rows, plane * s.H + h) + pick(t.add_columns, plane * s.W + w);
+// Values of the columns and of the rows of one plane, put together by f for each position. Vectors
+// are stored one over the end of the other, so that `to` needs room for one more.
+template <class A, class F>
+void spread_strips(const A* rows, const A* columns, const Shape& s, Index plane, A none, const F& f,
+                   A* to) {
+  constexpr Index lanes = kLanes<A>, most = (kFew + lanes - 1) / lanes;
+  Vec<A> file[most];
+  for (Index v = 0; v * lanes < s.W; ++v) {
+    const Slice<A> part{v * lanes, 0, std::min(lanes, s.W - v * lanes)};
+    file[v] = columns ? load(columns + plane * s.W, part) : splat(none);
+  }
+  for (Index h = 0; h < s.H; ++h) {
+    const Vec<A> line = splat(pick(rows, plane * s.H + h, none));
+    for (Index v = 0; v * lanes < s.W; ++v) narrow(to + h * s.W + v * lanes, f(line, file[v]));
+  }
 }
 
 template <class T>
@@ -125,15 +127,24 @@ void combine_small_plane(const T* source, const T* x, T* to, const Shape& s,
   using A = Acc<T>;
   const Index N = s.N(), b = plane / s.C, c = plane % s.C;
   const Index group = (b * t.groups + c / (s.C / t.groups)) * N;
-  A gates[kSmall], adds[kSmall];
+  A gates[kSmall + kLanes<A>], adds[kSmall + kLanes<A>];
+  const auto sum = [](Vec<A> a, Vec<A> b) { return a + b; };
+  const auto product = [](Vec<A> a, Vec<A> b) { return a * b; };
   Run<A> r{};
   r.total = t.total;
   r.factor = joined<A>(t.total, t.channel, plane, nullptr, 0);
   r.factors[0] = shift(t.spatial, group);
-  if (t.rows || t.columns) spread_gates(t, s, plane, gates), r.factors[1] = gates;
+  if (t.rows || t.columns) {
+    if (t.total) spread_strips(t.rows, t.columns, s, plane, A(0), sum, gates);
+    else spread_strips(t.rows, t.columns, s, plane, A(1), product, gates);
+    r.factors[1] = gates;
+  }
   if constexpr (kTerms) {
     r.add = pick(t.add, plane);
-    if (t.add_rows || t.add_columns) spread_adds(t, s, plane, adds), r.adds[0] = adds;
+    if (t.add_rows || t.add_columns) {
+      spread_strips(t.add_rows, t.add_columns, s, plane, A(0), sum, adds);
+      r.adds[0] = adds;
+    }
     r.linear = pick(t.linear, plane);
     for (int k = 0; k < 2; ++k) {
       r.scale[k] = pick(t.weight[k], plane);
