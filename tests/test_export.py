@@ -62,6 +62,7 @@ def test_every_mechanism_computes_the_same_in_onnx_at_other_sizes(
     graph = open_proto(tmp_path / "m.onnx").graph
     # Fused kernels would be operations of our own, and baked sizes would be in these.
     assert {node.domain for node in graph.node} == {""}
+    assert len(graph.node) < 250  # of many more the exporter takes minutes for a few layers
     assert "attention" in {name for node in graph.node for name in layers_of(node)} or (
         case.key == "static"
     )
