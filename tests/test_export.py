@@ -198,8 +198,14 @@ def test_what_is_not_one_network_with_one_output_is_refused(tmp_path: Path) -> N
         def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
             return x, x
 
+    class Lost(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * torch.nan
+
     with pytest.raises(ValueError, match=r"only networks that give one tensor.* gives tuple"):
         export.onnx(Two(), IMAGE, tmp_path / "m.onnx")
+    with pytest.raises(ValueError, match="the network itself gives no finite number at"):
+        export.onnx(Lost(), IMAGE, tmp_path / "m.onnx")
     for odd in (nn.Bilinear(2, 2, 2), nn.Conv2d(1, 4, 1)):
         with pytest.raises(ValueError, match=r"the network itself refuses an input of \(1, 3,"):
             export.onnx(odd, IMAGE, tmp_path / "m.onnx")

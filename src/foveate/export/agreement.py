@@ -52,12 +52,16 @@ def agree(
 
     Raises:
         MismatchError: Where they differ by more than the tolerance.
-        ValueError: If the original refuses an input.
+        ValueError: If the original refuses an input, or gives no finite number.
     """
     differences: dict[Shape, float] = {}
     for images in inputs:
         shape = tuple(images.shape)
         expected = original(model, images)
+        if expected.numel() and not expected.isfinite().any():
+            raise InvalidValueError(
+                f"the network itself gives no finite number at {shape}, so nothing can be compared"
+            )
         found = difference(_exported(runner, images), expected)
         if not found <= tolerance:
             begins = f"; it begins at {where(images)}" if where else ""
