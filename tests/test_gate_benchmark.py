@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import gatebench.hosts
 import kernels
 from foveate import create
 from foveate.cost import count_parameters
+from foveate.kernels import using
 from gatebench import (
     clock,
     gates,
@@ -210,6 +212,27 @@ def test_bytes_bound_what_can_be_reached() -> None:
     assert targets.ceiling(by_name["simam", "training"]) is None
 
 
+@pytest.mark.parametrize("key", rivals.COMPILED)
+def test_layers_multiply_what_the_mechanism_does(key: str) -> None:
+    x = torch.randn(2, 64, 7, 5)
+    own = create(key, 64, **rivals.options(key, x.shape)).train()
+    flops = []
+    for training in (False, True):
+        multiply = rivals.layers(key, own, x, training=training)
+        with FlopCounterMode(display=False) as counter:
+            if multiply is not None:
+                multiply()
+        flops.append(counter.get_total_flops())
+    with using("eager"), FlopCounterMode(display=False) as counter:
+        own(x)
+    # Besides: the weighted sums of gc over channels and positions; in cbam the convolution of two
+    # planes, and the second layer for either pooled vector, where their sum would do.
+    planes, vector = 2 * 2 * 35 * 2 * 49, 2 * 2 * own.channels * (own.channels // 16)
+    others = {"gc": 4 * x.numel(), "cbam": planes + vector, "eca": counter.get_total_flops()}
+    assert flops[0] == counter.get_total_flops() - others.get(key, 0)
+    assert flops[1] == 3 * flops[0]
+
+
 def test_one_product_bounds_what_can_be_reached() -> None:
     found = result(timm=6.0, compiled=4.0)
     cbam = [e for e in found["gates"] if (e["mechanism"], e["mode"]) == ("cbam", "training")]
@@ -220,6 +243,9 @@ def test_one_product_bounds_what_can_be_reached() -> None:
             name: times(theirs / n) for name, n in zip(rivals.PRODUCTS, (3, 2), strict=True)
         }
     assert targets.reach(cbam[0]) == pytest.approx(3)
+    cbam[0]["milliseconds"][rivals.LAYERS] = times(2 * theirs / 3)
+    assert targets.reach(cbam[0]) == pytest.approx(1)
+    del cbam[0]["milliseconds"][rivals.LAYERS]
     for entry in found["hosts"]:
         entry["added_percent"] |= {rivals.PRODUCTS[0]: times(12), rivals.PRODUCTS[1]: times(3.5)}
     shown = verdicts(found)

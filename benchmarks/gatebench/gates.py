@@ -19,9 +19,11 @@ from gatebench.rivals import (
     EAGER,
     FOVEATE,
     KEYS,
+    LAYERS,
     Rival,
     compiled_rivals,
     eager_rivals,
+    layers,
     on_path,
     products,
     step,
@@ -101,6 +103,7 @@ def _times_of(
         rivals += compiled_rivals(rivals)
     if key in COMPILED:
         rivals += products(x)
+    own = rivals[0].module
     target = torch.empty_like(x)
     contenders = [Contender(COPY, lambda: target.copy_(x), nullcontext)]
     for rival in rivals:
@@ -113,6 +116,9 @@ def _times_of(
             missing[rival.name] = f"{type(error).__name__}: {error}"
             continue
         contenders.append(Contender(rival.name, call, partial(on_path, rival)))
+    multiply = layers(key, own, x, training=mode == "training") if key in COMPILED else None
+    if multiply is not None:
+        contenders.append(Contender(LAYERS, multiply, nullcontext))
     found = take_turns(contenders, x.device, rounds)
     names = [name for name in found if name != COPY]
     return {

@@ -40,12 +40,13 @@ BYTES = """How many times as fast as the faster timm a gate could be at most, if
 of the readings and writings of the map that it cannot do without, at the speed of a copy, and
 nothing else: a copy for inference; 2.5 for training, 3.5 for `coord` and 4 for `cbam`, which
 normalise over all samples. Where the bound lies below a target, no kernel meets it."""
-REACH = """The same, if a gate took the time of its last step alone: the map times a constant for
-each channel, and backward the gradient times it, each into fresh memory; by PyTorch or by foveate's
-kernel, whichever is faster, in the same rounds. It reads nothing else of the map. Where this bound
-lies below a target, no gate that is called by itself meets it, and the table of targets counts the
-miss as out of reach. Of a ResNet-50 the rows of one product say the same: what the host pays for
-such a step in each block."""
+REACH = """The same, if a gate took the time of its last step and of its layers alone: the map times
+a constant for each channel, and backward the gradient times it, each into fresh memory, by PyTorch
+or by foveate's kernel, whichever is faster; and the matrix products of its layers, forward and
+backward, by PyTorch into memory that is there. All in the same rounds. It reads nothing else of the
+map. Where this bound lies below a target, no gate that is called by itself meets it, and the table
+of targets counts the miss as out of reach. Of a ResNet-50 the rows of one product say the same: what
+the host pays for such a step in each block."""
 BETWEEN = """All rivals have the same weights and results, but for timm's, whose queries, keys and
 values have an eighth of the channels. Peak memory in multiples of the input."""
 HOSTS = """torchvision's ResNet-50 with random weights at 224 px, a gate behind the last
@@ -79,7 +80,9 @@ def sections(found: dict[str, dict[str, Any]]) -> Iterator[str]:
     yield "## Times as fast as the faster of timm and compiled timm\n\n" + _against(result, TIMM)
     yield f"## What the bytes allow\n\n{BYTES}\n\n" + _grids(result, targets.ceiling)
     if any(targets.reach(entry) is not None for entry in result["gates"]):
-        yield f"## What one product allows\n\n{REACH}\n\n" + _grids(result, targets.reach)
+        yield f"## What one product and the layers allow\n\n{REACH}\n\n" + _grids(
+            result, targets.reach
+        )
     yield "## Times as fast as timm without compilation\n\n" + _against(result, [TIMM_EAGER])
     yield "## Times as fast as foveate without kernels\n\n" + _against(result, [EAGER])
     yield f"## Memory of a training step, {place}\n\n" + _memory(result)

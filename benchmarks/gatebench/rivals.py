@@ -29,6 +29,8 @@ TEXTBOOK = "textbook"
 COPY = "copy"
 PRODUCTS = ("one product", "one product, kernel")
 """What no gate can do without, by PyTorch and by foveate: the faster is a bound."""
+LAYERS = "its layers"
+"""What a gate with layers cannot do without beside it: their matrix products."""
 
 Layer = Callable[[Tensor], Tensor]
 
@@ -112,6 +114,38 @@ def products(x: Tensor) -> list[Rival]:
     """The bounds of all gates on a map."""
     modules = {name: Product(name, x.shape[1]).to(x.device, x.dtype) for name in PRODUCTS}
     return [Rival(name, module, module) for name, module in modules.items()]
+
+
+def vectors(key: str, x: Tensor) -> dict[str, int]:
+    """How many vectors each matrix of a mechanism multiplies, by the name of the layer."""
+    B, _, H, W = x.shape
+    return {
+        "se": {"fc1": B, "fc2": B},
+        "gc": {"fc1": B, "fc2": B},
+        "cbam": {"channel_gate.fc1": 2 * B, "channel_gate.fc2": B},
+        "coord": {"conv1": B * (H + W), "conv_h": B * H, "conv_w": B * W},
+    }.get(key, {})
+
+
+def layers(key: str, own: nn.Module, x: Tensor, *, training: bool) -> Callable[[], object] | None:
+    """The matrix products of a mechanism and nothing else; None if it has none.
+
+    Into memory that is there: a product for each layer, and two for its gradients in training.
+    """
+    products: list[tuple[Tensor, Tensor, Tensor]] = []
+    for name, count in vectors(key, x).items():
+        weight = own.get_submodule(name).weight.detach().flatten(1)
+        given, found = x.new_ones(count, weight.shape[1]), x.new_ones(count, weight.shape[0])
+        products.append((given, weight.T, found))
+        if training:
+            products.append((found, weight, torch.empty_like(given)))
+            products.append((found.T, given, torch.empty_like(weight)))
+
+    def multiply() -> None:
+        for a, b, to in products:
+            torch.mm(a, b, out=to)
+
+    return multiply if products else None
 
 
 def step(rival: Rival, x: Tensor, *, training: bool) -> Callable[[], object]:

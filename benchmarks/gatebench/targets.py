@@ -5,7 +5,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from gatebench.position_forms import EINSUM, TEXTBOOK
-from gatebench.rivals import EAGER, FOVEATE, PRODUCTS, TIMM_COMPILED, TIMM_EAGER, compiled
+from gatebench.rivals import (
+    EAGER,
+    FOVEATE,
+    LAYERS,
+    PRODUCTS,
+    TIMM_COMPILED,
+    TIMM_EAGER,
+    compiled,
+)
 
 LARGE = ("8x256x56x56", "8x512x28x28", "8x1024x14x14", "8x2048x7x7", "64x64x32x32")
 ON_CARD = "64x256x56x56"
@@ -24,7 +32,7 @@ map and gradient again behind it, `cbam` also the map itself backward.
 TIMM = (TIMM_EAGER, TIMM_COMPILED)
 Record = dict[str, Any]
 Values = Iterator[tuple[float, str, float | None]]
-"""Measured values, each with where it was measured, and what one product alone reaches there."""
+"""Measured values, each with where it was measured, and what :func:`reach` says of that."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +61,7 @@ class Verdict:
     misses: int
     of: int
     beyond: int = 0
-    """Misses where one product alone would miss too."""
+    """Misses where one product and the layers alone would miss too."""
 
     @property
     def text(self) -> str:
@@ -115,12 +123,15 @@ def _over(
 
 
 def reach(entry: Record, rivals: Sequence[str] = TIMM) -> float | None:
-    """How many times as long as one product the fastest of some rivals takes; None without it."""
-    theirs, bounds = (
+    """How many times as long as one product and its layers the fastest of some rivals takes.
+
+    None where these were not measured.
+    """
+    theirs, bounds, layers = (
         [median(entry, name) for name in names if name in entry["milliseconds"]]
-        for names in (rivals, PRODUCTS)
+        for names in (rivals, PRODUCTS, (LAYERS,))
     )
-    return min(theirs) / min(bounds) if theirs and bounds else None
+    return min(theirs) / (min(bounds) + sum(layers)) if theirs and bounds else None
 
 
 def speed(entry: Record, rivals: Sequence[str]) -> float | None:
