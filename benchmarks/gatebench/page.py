@@ -45,8 +45,8 @@ a constant for each channel, and backward the gradient times it, each into fresh
 or by foveate's kernel, whichever is faster; and the matrix products of its layers, forward and
 backward, by PyTorch into memory that is there. All in the same rounds. It reads nothing else of the
 map. Where this bound lies below a target, no gate that is called by itself meets it, and the table
-of targets counts the miss as out of reach. Of a ResNet-50 the rows of one product say the same: what
-the host pays for such a step in each block."""
+of targets counts the miss as out of reach. Of a ResNet-50 the rows of one product say the same:
+what the host pays for such a step in each block."""
 BETWEEN = """All rivals have the same weights and results, but for timm's, whose queries, keys and
 values have an eighth of the channels. Peak memory in multiples of the input."""
 HOSTS = """torchvision's ResNet-50 with random weights at 224 px, a gate behind the last
