@@ -101,8 +101,8 @@ void softmax(A* z, Index n) {
   for (Index i = 0; i < n; ++i) top = z[i] > top || z[i] != z[i] ? z[i] : top;
   each_slice<A>(n, [&](const auto& s) {
     // Lanes that an overlapping slice repeats are left alone.
-    const Vec<A> old = load(z, s), v = exponential(old - top);
-    store(z, masked<A>(v, s, A(0)) + (old - masked<A>(old, s, A(0))), s);
+    const Vec<A> old = load(z, s), now = masked<A>(splat(A(1)), s, A(0));
+    store(z, now > Vec<A>{} ? exponential(old - top) : old, s);
   });
   const A total = sum_row<A>(n, [&](const auto& s) { return load(z, s); });
   for (Index i = 0; i < n; ++i) z[i] /= total;
