@@ -167,7 +167,7 @@ def of_models(found: Record) -> Iterator[str]:
     yield (
         f"ONNX Runtime at {size}: {len(good)} of {len(found)} agree, the worst within "
         f"{max(good.values()):.0e}. {len(found)} of {total} were tried, with random parameters. "
-        f"Of networks that float32 does not compute to {ROUNDING:.0e} untrained the branches have a "
+        f"Of those that float32 does not compute to {ROUNDING:.0e} untrained the branches have a "
         "fifth of their weight, and the normalisations the statistics of the images."
     )
     bad = {name: one for name, one in found.items() if isinstance(one, str)}
