@@ -170,8 +170,9 @@ def of_models(found: Record) -> Iterator[str]:
     yield (
         f"ONNX Runtime at {size}: {len(good)} of {len(found)} agree, the worst within "
         f"{max(good.values()):.0e}. {len(found)} of {total} were tried, with random parameters. "
-        f"Networks that explode, or that float32 does not compute to {ROUNDING:.0e} untrained, were "
-        "tamed first, with weaker branches and the statistics of the images in the normalisations."
+        f"Networks that explode, or that float32 does not compute to {ROUNDING:.0e} untrained, "
+        "were tamed first, with weaker branches and the statistics of the images in the "
+        "normalisations."
     )
     bad = {name: one for name, one in found.items() if isinstance(one, str)}
     if bad:
