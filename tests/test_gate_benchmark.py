@@ -279,8 +279,12 @@ def test_a_verdict_names_the_worst() -> None:
 
 def test_the_page_shows_losses_and_gaps(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
-    page.write({"cpu": result(eager=0.9)}, tmp_path)
+    found = result(eager=0.9)
+    found["later"] = [{"mechanisms": ["se", "gc"], "environment": {"commit": "abc"}}]
+    page.write({"cpu": found}, tmp_path)
     text = (tmp_path / "kernels_measured.md").read_text()
+    assert "- Rows of `se` and `gc` are of a later process" in text
+    assert "machine at commit `abc`." in text
     assert "| `se` | **0.90** |" in text
     assert "| `criss_cross`, 1 × 512 × 97 × 97 | einsum | 3 (2.7 to 3.3) | 3.00 | 10 |" in text
     assert "- timm eager, `ge`: `TypeError: no`" in text

@@ -102,7 +102,15 @@ def _introduction(result: dict[str, Any]) -> str:
     rounds = sorted({entry["rounds"] for entry in result["gates"]})
     spans = f"{rounds[0]} to {rounds[-1]}" if len(rounds) > 1 else str(rounds[0])
     known = {"timm": "not installed", "torchvision": "not installed", **result["environment"]}
-    return INTRODUCTION.format(**known, rounds=spans).strip()
+    return "\n".join([INTRODUCTION.format(**known, rounds=spans).strip(), *_later(result)])
+
+
+def _later(result: dict[str, Any]) -> Iterator[str]:
+    """Which mechanisms were measured once more, alone."""
+    for part in result.get("later", []):
+        keys = " and ".join(f"`{key}`" for key in part["mechanisms"])
+        yield f"- Rows of {keys} are of a later process, which measured nothing else, on the same"
+        yield f"  machine at commit `{part['environment']['commit']}`."
 
 
 def _judged(result: dict[str, Any]) -> str:
