@@ -99,7 +99,7 @@ def insert(
     for site, module in zip(plan.sites, built, strict=True):
         around, _, leaf = site.name.rpartition(".")
         place, target = (around, leaf) if site.side == "instead" else (site.name, site.target)
-        name = attach(hosts[place], module, site.side, target)
+        name = attach(hosts[place], module, site.side, target, ends_block=site.ends_block)
         modules[f"{place}.{name}".lstrip(".")] = module
         owners.append((hosts[place], name, site.side))
     handle = Handle(plan, modules, tuple(owners))

@@ -19,10 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from foveate.errors import InvalidTypeError
+from foveate.insertion.pending import Pending, can_wait
 
 _SLOTS = {side: f"_foveate_{side}" for side in ("after", "before", "beside", "skip")}
 _REPLACED = "_foveate_replaced"
 _ENTRY, _HELD = "_foveate_entry", "_foveate_held"
+_ENDS = "_foveate_ends_block"
 
 
 class _Held:
@@ -50,7 +52,12 @@ def stands_in(module: nn.Module) -> bool:
 
 
 def _apply_after(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-    for name in inserted(module, "after"):
+    names = inserted(module, "after")
+    if hasattr(module, _ENDS) and len(names) == 1:
+        attention = getattr(module, names[0])
+        if can_wait(module, attention, output):
+            return Pending(attention, output)
+    for name in names:
         output = getattr(module, name)(output)
     return output
 
@@ -95,7 +102,9 @@ _HOOKS: dict[str, Callable[..., Any]] = {
 }
 
 
-def attach(owner: nn.Module, attention: nn.Module, side: str, target: str = "") -> str:
+def attach(
+    owner: nn.Module, attention: nn.Module, side: str, target: str = "", *, ends_block: bool = False
+) -> str:
     """Make ``attention`` a child of ``owner`` that acts on a side of it; the child's name.
 
     Args:
@@ -104,6 +113,7 @@ def attach(owner: nn.Module, attention: nn.Module, side: str, target: str = "") 
         side: One of the five above.
         target: For ``skip`` the module inside ``owner`` with which the branch begins; for
             ``instead`` the name of the child to replace.
+        ends_block: For ``after`` whether a shortcut is added to what comes out, then a ReLU taken.
     """
     if side == "instead":
         replaced = owner.get_submodule(target)
@@ -117,6 +127,8 @@ def attach(owner: nn.Module, attention: nn.Module, side: str, target: str = "") 
         if side == "skip":
             _divert(owner, target)
     setattr(owner, _SLOTS[side], (*inserted(owner, side), name))
+    if ends_block:
+        setattr(owner, _ENDS, True)
     return name
 
 
@@ -153,6 +165,8 @@ def detach(owner: nn.Module, name: str, side: str) -> None:
         return
     delattr(owner, _SLOTS[side])
     _unregister(owner, _HOOKS[side])
+    if side == "after" and hasattr(owner, _ENDS):
+        delattr(owner, _ENDS)
     if side == "skip":
         entry = owner.get_submodule(getattr(owner, _ENTRY))
         _unregister(entry, _enter_branch)

@@ -43,6 +43,8 @@ class Site:
     """On the skip of a block: the module in it with which the branch begins."""
     options: dict[str, Any] = field(default_factory=dict)
     """What the mechanism is built with to fit here, beside the options of the plan."""
+    ends_block: bool = False
+    """Whether the host adds a shortcut to what comes out and takes a ReLU of it, nothing else."""
 
     @property
     def label(self) -> str:
@@ -335,6 +337,7 @@ def _site(
         flops - saved[1],
         spots[0].target,
         own,
+        side == "after" and all(spot.node.ends_block for spot in spots),
     )
 
 

@@ -55,6 +55,18 @@ class Node:
         """Positions of a feature map."""
         return self.shape[2] * self.shape[3]
 
+    @property
+    def ends_block(self) -> bool:
+        """Whether nothing is made of it but a sum, and of that at once a ReLU."""
+        if len(self.children) != 1 or len(self.children[0].children) != 1:
+            return False
+        total = self.children[0]
+        end = total.children[0]
+        sums = total.function in ("__add__", "__iadd__", "__radd__", "add", "add_")
+        alike = len(total.parents) == 2 and total.parents[0].shape == total.parents[1].shape
+        # At once: whatever runs between the two could change what was added.
+        return sums and alike and end.function in ("relu", "relu_") and end.index == total.index + 1
+
 
 @dataclass(eq=False, repr=False)
 class Call:

@@ -94,6 +94,8 @@ class Gate(Attention):
     """Whether it reads nothing but means over the positions, and gates channels."""
     published_identity: ClassVar[bool] = False
     """Whether the paper's initialisation is the identity, so that no strength is needed."""
+    ends_blocks: ClassVar[bool] = False
+    """Whether :meth:`whole` takes a shortcut."""
 
     def __init__(self, channels: int, *, init: str = "paper") -> None:
         super().__init__(channels, init=init)
@@ -131,8 +133,15 @@ class Gate(Attention):
         """Whether plain operations are as fast as kernels for this map, without a gradient."""
         return self.mean_only
 
-    def whole(self, x: Tensor) -> Tensor | None:
-        """The output by one kernel; None where there is none for the form as it is set up."""
+    def whole(
+        self, x: Tensor, shortcut: Tensor | None = None, *, in_place: bool = False
+    ) -> Tensor | None:
+        """The output by one kernel; None where there is none for the form as it is set up.
+
+        With a shortcut, a map of the shape of ``x``, what a residual block ends in: their sum
+        through a ReLU, with the numbers of three operations. It may be written over ``x`` where
+        that is said and no gradient is wanted.
+        """
         return None
 
     def forward(self, x: Tensor) -> Tensor:

@@ -217,6 +217,7 @@ class CBAM(Gate):
         {'channel': (2, 64, 1, 1), 'spatial': (2, 1, 8, 8)}
     """
 
+    ends_blocks = True
     timm: ClassVar[dict[str, dict[str, Any]]] = {"cbam": {}, "lcbam": {"pooling": "blend"}}
     results: ClassVar[tuple[Published, ...]] = (
         Published(
@@ -275,7 +276,9 @@ class CBAM(Gate):
             channel, spatial = self.channel_gate(x), self.spatial_gate(x)
         return {"channel": channel, "spatial": spatial}  # (B, C, 1, 1), (B, 1, H, W)
 
-    def whole(self, x: Tensor) -> Tensor | None:
+    def whole(
+        self, x: Tensor, shortcut: Tensor | None = None, *, in_place: bool = False
+    ) -> Tensor | None:
         channel, spatial = self.channel_gate, self.spatial_gate
         fc1, fc2, bn = channel.fc1, channel.fc2, spatial.bn
         kinds = (ChannelGate, SpatialGate, GateNorm, nn.Identity)
@@ -293,7 +296,7 @@ class CBAM(Gate):
             scale, shift, running, eps = bn.weight, bn.bias, bn.running(), bn.eps
         layers = (fc1.weight, fc1.bias, fc2.weight, fc2.bias, spatial.conv.weight)
         weights = ops.CBAMWeights(*layers, scale, shift, self.strength)
-        found = ops.cbam(x, weights, running, eps)
+        found = ops.cbam(x, weights, running, eps, shortcut, in_place=in_place)
         if found is None:
             return None
         y, statistics = found

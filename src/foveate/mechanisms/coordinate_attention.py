@@ -85,9 +85,11 @@ class CoordinateAttention(Gate):
             return {"element": (height + width).sigmoid()}  # (B, C, H, W)
         return {"height": height.sigmoid(), "width": width.sigmoid()}
 
-    def whole(self, x: Tensor) -> Tensor | None:
+    def whole(
+        self, x: Tensor, shortcut: Tensor | None = None, *, in_place: bool = False
+    ) -> Tensor | None:
         bn = self.bn1
-        if type(self) is not CoordinateAttention or self.merge != "product":
+        if type(self) is not CoordinateAttention or self.merge != "product" or shortcut is not None:
             return None
         if not bare(self.conv1, bn, self.conv_h, self.conv_w, also=(GateNorm, nn.Identity)):
             return None

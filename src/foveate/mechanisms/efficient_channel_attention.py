@@ -55,6 +55,7 @@ class EfficientChannelAttention(Gate):
 
     fused = True
     mean_only = True
+    ends_blocks = True
     variants: ClassVar[dict[str, dict[str, Any]]] = {
         **{f"k{size}": {"kernel_size": size} for size in (3, 5, 7)},
         "circular": {"circular": True},
@@ -116,11 +117,13 @@ class EfficientChannelAttention(Gate):
         z = self.conv(z).sigmoid()  # (B, 1, C)
         return {"channel": z.transpose(1, 2).unsqueeze(3)}  # (B, C, 1, 1)
 
-    def whole(self, x: Tensor) -> Tensor | None:
+    def whole(
+        self, x: Tensor, shortcut: Tensor | None = None, *, in_place: bool = False
+    ) -> Tensor | None:
         own, conv = type(self) is EfficientChannelAttention, self.conv
         if not own or self.circular or not isinstance(conv, nn.Conv1d) or not bare(conv):
             return None
-        return ops.neighbours(x, conv.weight, self.strength)
+        return ops.neighbours(x, conv.weight, self.strength, shortcut, in_place=in_place)
 
 
 def adaptive_kernel_size(channels: int, gamma: float = 2, b: float = 1) -> int:

@@ -45,6 +45,7 @@ class SqueezeExcitation(Gate):
 
     fused = True
     mean_only = True
+    ends_blocks = True
     variants: ClassVar[dict[str, dict[str, Any]]] = {"no_bias": {"bias": False}}
     timm: ClassVar[dict[str, dict[str, Any]]] = {"se": {}}
     results: ClassVar[tuple[Published, ...]] = tuple(
@@ -71,8 +72,11 @@ class SqueezeExcitation(Gate):
         z = pointwise(self.fc1, z).relu()  # (B, C/r, 1, 1)
         return {"channel": pointwise(self.fc2, z).sigmoid()}  # (B, C, 1, 1)
 
-    def whole(self, x: Tensor) -> Tensor | None:
+    def whole(
+        self, x: Tensor, shortcut: Tensor | None = None, *, in_place: bool = False
+    ) -> Tensor | None:
         fc1, fc2 = self.fc1, self.fc2
         if type(self) is not SqueezeExcitation or not bare(fc1, fc2):
             return None
-        return ops.squeeze(x, fc1.weight, fc1.bias, fc2.weight, fc2.bias, self.strength)
+        layers = (fc1.weight, fc1.bias, fc2.weight, fc2.bias)
+        return ops.squeeze(x, *layers, self.strength, shortcut, in_place=in_place)

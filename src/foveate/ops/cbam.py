@@ -28,7 +28,13 @@ class CBAMWeights(NamedTuple):
 
 
 def cbam(
-    x: Tensor, weights: CBAMWeights, running: Pair | None, eps: float
+    x: Tensor,
+    weights: CBAMWeights,
+    running: Pair | None,
+    eps: float,
+    shortcut: Tensor | None = None,
+    *,
+    in_place: bool = False,
 ) -> tuple[Tensor, Tensor | None] | None:
     """The map weighed by its channels, then by its positions, where kernels do that.
 
@@ -37,22 +43,25 @@ def cbam(
         weights: Those of the layers.
         running: Mean and variance that the normalisation takes; None for those of the batch.
         eps: Of the normalisation.
+        shortcut: A map to add before a ReLU, as residual blocks end; None for the weighed map.
+        in_place: Without gradients, write over the map, which nobody else may hold then.
 
     Returns:
-        The weighed map; and mean, 1 / deviation and unbiased variance of the batch, if the
+        The weighed map, or the end of the block; and mean, 1 / deviation and unbiased variance of the batch, if the
         normalisation took those. None where no kernel stands for the whole.
     """
-    backend = whole(x, "cbam", *weights, *(running or ()))
+    backend = whole(x, "cbam", *weights, *(running or ()), shortcut)
     if backend is None:
         return None
     x, batch = dense(x), weights.weight is not None and running is None
+    shortcut = None if shortcut is None else like(shortcut, x)
     weights = weights._replace(kernel=weights.kernel.contiguous())
     if batch or torch.is_grad_enabled():
-        y, statistics = _Cbam.apply(x, running, eps, backend, *weights)
+        y, statistics = _Cbam.apply(x, shortcut, running, eps, backend, *weights)
         return y, statistics if batch else None
-    y = torch.empty_like(x)
+    y = x if in_place else torch.empty_like(x)
     norm = (*(running or (None, None)), weights.weight, weights.bias, eps)
-    backend.cbam(x, *weights[:5], *norm, weights.strength, y)
+    backend.cbam(x, *weights[:5], *norm, weights.strength, shortcut, y)
     return y, None
 
 
@@ -76,11 +85,17 @@ def definition(x: Tensor, *given: Any, running: Pair | None, eps: float) -> Tens
 
 
 class _Cbam(torch.autograd.Function):
-    """Saves the map and small tensors."""
+    """Saves the map, small tensors, and what a block ends in."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, running: Pair | None, eps: float, backend: Any, *given: Any
+        ctx: Any,
+        x: Tensor,
+        shortcut: Tensor | None,
+        running: Pair | None,
+        eps: float,
+        backend: Any,
+        *given: Any,
     ) -> tuple[Tensor, Tensor]:
         of = CBAMWeights(*given)
         B, C, H, W = x.shape
@@ -91,8 +106,9 @@ class _Cbam(torch.autograd.Function):
         y = torch.empty_like(x)
         layers = (of.w1, of.b1, of.w2, of.b2, of.kernel)
         norm = (*(running or (None, None)), of.weight, of.bias, eps)
-        backend.cbam_forward(x, *layers, *norm, of.strength, y, values, places)
-        ctx.save_for_backward(x, values, places, *given, *(running or ()))
+        backend.cbam_forward(x, *layers, *norm, of.strength, shortcut, y, values, places)
+        ended = None if shortcut is None else y
+        ctx.save_for_backward(x, values, places, ended, *given, *(running or ()))
         ctx.eps, ctx.backend = eps, backend
         statistics = values[-3:].clone()
         ctx.mark_non_differentiable(statistics)
@@ -100,18 +116,22 @@ class _Cbam(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        x, values, places, *rest = ctx.saved_tensors
+        x, values, places, y, *rest = ctx.saved_tensors
         of, running = CBAMWeights(*rest[:8]), tuple(rest[8:]) or None
-        if torch.is_grad_enabled():
-            plain = partial(definition, running=running, eps=ctx.eps)
-            gx, *grads = partial_gradients(plain, (x, *of), grad)
-            return gx, None, None, None, *grads
         grad = like(grad, x)
+        if torch.is_grad_enabled():
+            branch = grad if y is None else grad.masked_fill(y <= 0, 0)
+            plain = partial(definition, running=running, eps=ctx.eps)
+            gx, *grads = partial_gradients(plain, (x, *of), branch)
+            return gx, None if y is None else branch, None, None, None, *grads
         gx = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        branch = None if y is None else torch.empty_like(x)
         C, hidden, taps = x.shape[1], of.w1.shape[0], of.kernel.numel()
         sizes = [hidden * C, hidden, C * hidden, C, taps, 1, 1, 1]
         found = values.new_empty(sum(sizes))
         layers = (of.w1, of.w2, of.kernel, of.weight, of.bias)
         batch = of.weight is not None and running is None
-        ctx.backend.cbam_backward(x, grad, values, places, *layers, batch, of.strength, gx, found)
-        return gx, None, None, None, *shared_out(found, sizes, of, ctx.needs_input_grad[4:])
+        given = (x, grad, values, places, *layers, batch, of.strength, y, branch, gx, found)
+        ctx.backend.cbam_backward(*given)
+        grads = shared_out(found, sizes, of, ctx.needs_input_grad[5:])
+        return gx, branch, None, None, None, *grads

@@ -19,6 +19,9 @@ def squeeze(
     w2: Tensor,
     b2: Tensor | None,
     strength: Tensor | None,
+    shortcut: Tensor | None = None,
+    *,
+    in_place: bool = False,
 ) -> Tensor | None:
     """A map weighed by gates from its means through two layers, where kernels do that.
 
@@ -29,28 +32,40 @@ def squeeze(
         w2: Weight of the second layer.
         b2: Its bias.
         strength: 0 for the map itself, 1 and None for the gates themselves; a scalar.
+        shortcut: A map to add before a ReLU, as residual blocks end; None for the weighed map.
+        in_place: Without gradients, write over the map, which nobody else may hold then.
 
     Returns:
-        The weighed map; None where no kernel stands for the whole.
+        The weighed map, or the end of the block; None where no kernel stands for the whole.
     """
     width, channels = w2.shape[1], w2.shape[0]
     sizes = (w1.numel(), width, w2.numel(), channels, 1)
-    return _weighed(x, _Kind("squeeze", _squeezed, width, sizes), w1, b1, w2, b2, strength)
+    kind = _Kind("squeeze", _squeezed, width, sizes)
+    return _weighed(x, shortcut, in_place, kind, w1, b1, w2, b2, strength)
 
 
-def neighbours(x: Tensor, kernel: Tensor, strength: Tensor | None) -> Tensor | None:
+def neighbours(
+    x: Tensor,
+    kernel: Tensor,
+    strength: Tensor | None,
+    shortcut: Tensor | None = None,
+    *,
+    in_place: bool = False,
+) -> Tensor | None:
     """The same with gates from the means of neighbouring channels.
 
     Args:
         x: The map, ``(B, C, H, W)``.
         kernel: ``(1, 1, k)``, of a convolution along the channels.
         strength: See :func:`squeeze`.
+        shortcut: See :func:`squeeze`.
+        in_place: See :func:`squeeze`.
 
     Returns:
         See :func:`squeeze`.
     """
     kind = _Kind("neighbours", _neighboured, 0, (kernel.numel(), 1))
-    return _weighed(x, kind, kernel, strength)
+    return _weighed(x, shortcut, in_place, kind, kernel, strength)
 
 
 def _squeezed(
@@ -87,44 +102,53 @@ class _Kind:
     """Places for the gradients of the parameters, also of those that are not there."""
 
 
-def _weighed(x: Tensor, kind: _Kind, *given: Tensor | None) -> Tensor | None:
-    backend = whole(x, kind.name, *given)
+def _weighed(
+    x: Tensor, shortcut: Tensor | None, in_place: bool, kind: _Kind, *given: Tensor | None
+) -> Tensor | None:
+    backend = whole(x, kind.name, *given, shortcut)
     if backend is None:
         return None
     x = dense(x)
+    shortcut = None if shortcut is None else like(shortcut, x)
     if torch.is_grad_enabled():
-        served: Tensor = _MeanGate.apply(x, backend, kind, *given)
+        served: Tensor = _MeanGate.apply(x, shortcut, backend, kind, *given)
         return served
-    y = torch.empty_like(x)
-    getattr(backend, kind.name)(x, *given, y, None)
+    y = x if in_place else torch.empty_like(x)
+    getattr(backend, kind.name)(x, *given, shortcut, y, None)
     return y
 
 
 class _MeanGate(torch.autograd.Function):
-    """Saves the map, and a few numbers for each channel."""
+    """Saves the map, a few numbers for each channel, and what a block ends in."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, backend: Any, kind: _Kind, *given: Any) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, shortcut: Tensor | None, backend: Any, kind: _Kind, *given: Any
+    ) -> Tensor:
         B, C = x.shape[:2]
         wide = torch.promote_types(x.dtype, torch.float32)
         values = x.new_empty(B * (2 * C + kind.width), dtype=wide)
         y = torch.empty_like(x)
-        getattr(backend, kind.name)(x, *given, y, values)
-        ctx.save_for_backward(x, values, *given)
+        getattr(backend, kind.name)(x, *given, shortcut, y, values)
+        ctx.save_for_backward(x, values, None if shortcut is None else y, *given)
         ctx.backend, ctx.kind = backend, kind
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, values, *given = ctx.saved_tensors
+        x, values, y, *given = ctx.saved_tensors
         kind: _Kind = ctx.kind
+        grad = like(grad, x)
         if torch.is_grad_enabled():
-            gx, *grads = partial_gradients(kind.definition, (x, *given), grad)
-            return gx, None, None, *grads
+            branch = grad if y is None else grad.masked_fill(y <= 0, 0)
+            gx, *grads = partial_gradients(kind.definition, (x, *given), branch)
+            return gx, None if y is None else branch, None, None, *grads
         gx = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        branch = None if y is None else torch.empty_like(x)
         *layers, strength = given
         weights = [t for t in layers if t is not None and t.dim() > 1]
         found = values.new_empty(sum(kind.sizes))
         kernel = getattr(ctx.backend, f"{kind.name}_backward")
-        kernel(x, like(grad, x), values, *weights, strength, gx, found)
-        return gx, None, None, *shared_out(found, kind.sizes, given, ctx.needs_input_grad[3:])
+        kernel(x, grad, values, *weights, strength, y, branch, gx, found)
+        grads = shared_out(found, kind.sizes, given, ctx.needs_input_grad[4:])
+        return gx, branch, None, None, *grads

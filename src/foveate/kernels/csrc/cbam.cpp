@@ -74,19 +74,22 @@ std::vector<Acc<T>> spatial_gates(const T* x, const Images& s, const Acc<T>* cha
 }  // namespace
 
 void cbam(Tensor x, Tensor w1, Optional b1, Tensor w2, Optional b2, Tensor kernel, Optional mean,
-          Optional var, Optional weight, Optional bias, double eps, Optional strength, Tensor y) {
+          Optional var, Optional weight, Optional bias, double eps, Optional strength,
+          Optional shortcut, Tensor y) {
   dispatch(x, [&](auto* t) {
     using T = std::remove_pointer_t<decltype(t)>;
     const Shape all = shape_of(x);
     Layers<T> of{dense_of<T>(w1, b1), dense_of<T>(w2, b2), {}, kernel.size(2),
                  affine_of<T>(mean, var, weight, bias, eps), temper_of<T>(strength)};
     for (Index i = 0; i < kernel.numel(); ++i) of.kernel.push_back(value(in<T>(kernel) + i));
-    expect_pages(out<T>(y), all.B * all.C * all.N() * sizeof(T));
+    const bool past = in<T>(x) != in<T>(y) && expect_output(out<T>(y), all);
     each_block(all, sizeof(T), [&](const Images& s, Index b) {
-      const T* from = in<T>(x) + b * s.C * s.N();
+      const Index at = b * s.C * s.N();
+      const T* from = in<T>(x) + at;
       const auto channel = channel_gates(from, s, of);
       const auto spatial = spatial_gates(from, s, channel.data(), of);
-      weigh(from, s, channel.data(), spatial.data(), out<T>(y) + b * s.C * s.N());
+      weigh(from, s, channel.data(), spatial.data(), shifted(in<T>(shortcut), at),
+            out<T>(y) + at, past);
     });
   });
 }
@@ -96,8 +99,8 @@ void cbam(Tensor x, Tensor w1, Optional b1, Tensor w2, Optional b2, Tensor kerne
 STABLE_TORCH_LIBRARY_FRAGMENT(foveate_cpu, m) {
   m.def(
       "cbam(Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, Tensor kernel, Tensor? mean, "
-      "Tensor? var, Tensor? weight, Tensor? bias, float eps, Tensor? strength, Tensor(a!) y) "
-      "-> ()");
+      "Tensor? var, Tensor? weight, Tensor? bias, float eps, Tensor? strength, Tensor? shortcut, "
+      "Tensor(a!) y) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(foveate_cpu, CPU, m) { m.impl("cbam", TORCH_BOX(&foveate::cbam)); }

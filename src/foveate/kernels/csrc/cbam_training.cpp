@@ -124,7 +124,8 @@ void back_through_relu(const A* units, Index B, Index n, A* grads) {
 
 void cbam_forward(Tensor x, Tensor w1, Optional b1, Tensor w2, Optional b2, Tensor kernel,
                   Optional mean, Optional var, Optional weight, Optional bias, double eps,
-                  Optional strength, Tensor y, Tensor values, Tensor places) {
+                  Optional strength, Optional shortcut, Tensor y, Tensor values,
+                  Tensor places) {
   dispatch(x, [&](auto* t) {
     using T = std::remove_pointer_t<decltype(t)>;
     using A = Acc<T>;
@@ -132,7 +133,7 @@ void cbam_forward(Tensor x, Tensor w1, Optional b1, Tensor w2, Optional b2, Tens
     const Index N = all.N();
     const Layers<T> of(all, w1, b1, w2, b2, kernel, weight, bias, strength);
     const Kept<A> kept(values, places, all, of.fc1.out);
-    expect_pages(out<T>(y), all.B * all.C * N * sizeof(T));
+    const bool past = expect_output(out<T>(y), all);
     each_block(all, sizeof(T), [&](const Images& s, Index b) {
       read(in<T>(x) + b * s.C * N, s, b, of, kept);
     });
@@ -146,14 +147,16 @@ void cbam_forward(Tensor x, Tensor w1, Optional b1, Tensor w2, Optional b2, Tens
       temper_all(kept.gates + b * s.C, s.B * s.C, of.temper, channel.data());
       of.gates(kept.logits + b * N, kept.norm, s.B * N, spatial.data());
       temper_all(spatial.data(), s.B * N, of.temper, acting.data());
-      weigh(in<T>(x) + b * s.C * N, s, channel.data(), acting.data(), out<T>(y) + b * s.C * N);
+      const Index at = b * s.C * N;
+      weigh(in<T>(x) + at, s, channel.data(), acting.data(), shifted(in<T>(shortcut), at),
+            out<T>(y) + at, past);
     });
   });
 }
 
 void cbam_backward(Tensor x, Tensor grad, Tensor values, Tensor places, Tensor w1, Tensor w2,
                    Tensor kernel, Optional weight, Optional bias, bool batch, Optional strength,
-                   Optional to, Tensor of_parameters) {
+                   Optional y, Optional of_shortcut, Optional to, Tensor of_parameters) {
   dispatch(x, [&](auto* t) {
     using T = std::remove_pointer_t<decltype(t)>;
     using A = Acc<T>;
@@ -162,16 +165,18 @@ void cbam_backward(Tensor x, Tensor grad, Tensor values, Tensor places, Tensor w
     const Layers<T> of(all, w1, {}, w2, {}, kernel, weight, bias, strength);
     const Index hidden = of.fc1.out;
     const Kept<A> kept(values, places, all, hidden);
-    const T *from = in<T>(x), *g = in<T>(grad);
+    const T* from = in<T>(x);
+    const BackThroughEnd<T> end(y, of_shortcut);
     T* gx = out<T>(to);
-    if (gx) expect_pages(gx, B * C * N * sizeof(T));
+    const bool past = gx && expect_output(gx, all);
 
     // Gradients of the normalised logits, and for each image their sums.
     std::vector<A> gates(B * N), slopes(B * N), acting(B * C), sums(B), scaled(B), strengths(B);
     temper_all(kept.gates, B * C, of.temper, acting.data());
     each_block(all, sizeof(T), [&](const Images& s, Index first) {
-      dot_channels(from + first * C * N, g + first * C * N, s, acting.data() + first * C,
-                   slopes.data() + first * N);
+      const Index here = first * C * N;
+      const T* g = end(in<T>(grad), here, s.B * C * N);
+      dot_channels(from + here, g, s, acting.data() + first * C, slopes.data() + first * N);
       parallel(s.B, 16 * N, [&](Index i) {
         const Index b = first + i, at = b * N;
         of.gates(kept.logits + at, kept.norm, N, gates.data() + at);
@@ -209,7 +214,8 @@ void cbam_backward(Tensor x, Tensor grad, Tensor values, Tensor places, Tensor w
       std::vector<A> weights(s.B * N);
       temper_all(spatial, s.B * N, of.temper, weights.data());
       const Positions<A> by{weights.data(), plus.data()};
-      const T *xs = from + first * C * N, *gs = g + first * C * N;
+      const T *xs = from + first * C * N;
+      const T *gs = (y ? in<T>(of_shortcut) : in<T>(grad)) + first * C * N;
       dot_positions(xs, gs, s, by, grads);
       parallel(s.B, 16 * (N + C), [&](Index i) {
         const Index b = first + i;
@@ -227,7 +233,7 @@ void cbam_backward(Tensor x, Tensor grad, Tensor values, Tensor places, Tensor w
         for (Index c = 0; c < C; ++c) add[i * C + c] = pools[2 * i * C + c] / N;
       T* to = gx + first * C * N;
       const A* channels = acting.data() + first * C;
-      spread(gs, s, channels, by, add.data(), to);
+      spread(gs, s, channels, by, add.data(), to, past);
       parallel(s.B, 16 * (N + C), [&](Index i) {
         const Index b = first + i;
         for (Index c = 0; c < C; ++c)
@@ -260,11 +266,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(foveate_cpu, m) {
   m.def(
       "cbam_forward(Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, Tensor kernel, "
       "Tensor? mean, Tensor? var, Tensor? weight, Tensor? bias, float eps, Tensor? strength, "
-      "Tensor(a!) y, Tensor(b!) values, Tensor(c!) places) -> ()");
+      "Tensor? shortcut, Tensor(a!) y, Tensor(b!) values, Tensor(c!) places) -> ()");
   m.def(
       "cbam_backward(Tensor x, Tensor grad, Tensor values, Tensor places, Tensor w1, Tensor w2, "
       "Tensor kernel, Tensor? weight, Tensor? bias, bool batch, Tensor? strength, "
-      "Tensor(a!)? to, Tensor(b!) of_parameters) -> ()");
+      "Tensor? y, Tensor(a!)? of_shortcut, Tensor(b!)? to, Tensor(c!) of_parameters) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(foveate_cpu, CPU, m) {

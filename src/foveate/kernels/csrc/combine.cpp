@@ -74,11 +74,6 @@ inline A pick(const A* p, Index i, A otherwise = 0) {
   return p ? p[i] : otherwise;
 }
 
-template <class A>
-inline const A* shift(const A* p, Index i) {
-  return p ? p + i : nullptr;
-}
-
 // The gates that are constant along a run, put together.
 template <class A>
 inline A joined(bool total, const A* p, Index i, const A* q, Index j) {
@@ -133,7 +128,7 @@ void combine_small_plane(const T* source, const T* x, T* to, const Shape& s,
   Run<A> r{};
   r.total = t.total;
   r.factor = joined<A>(t.total, t.channel, plane, nullptr, 0);
-  r.factors[0] = shift(t.spatial, group);
+  r.factors[0] = shifted(t.spatial, group);
   if (t.rows || t.columns) {
     if (t.total) spread_strips(t.rows, t.columns, s, plane, A(0), sum, gates);
     else spread_strips(t.rows, t.columns, s, plane, A(1), product, gates);
@@ -148,10 +143,10 @@ void combine_small_plane(const T* source, const T* x, T* to, const Shape& s,
     r.linear = pick(t.linear, plane);
     for (int k = 0; k < 2; ++k) {
       r.scale[k] = pick(t.weight[k], plane);
-      r.scaled[k] = shift(t.map[k], group);
+      r.scaled[k] = shifted(t.map[k], group);
     }
-    r.at[0] = shift(t.channel_at, b * N);
-    r.value[0] = shift(t.channel_peak, b * N);
+    r.at[0] = shifted(t.channel_at, b * N);
+    r.value[0] = shifted(t.channel_peak, b * N);
     r.worth = pick(t.channel_gate, plane, A(1));
     r.here[0] = c;
   }
@@ -176,22 +171,22 @@ void combine_plane(const T* source, const T* x, T* to, const Shape& s, const Ter
   for (Index h = 0; h < (strips ? s.H : 1); ++h) {
     const Index line = plane * s.H + h, first = plane * N + h * s.W;
     r.factor = joined(t.total, t.channel, plane, t.rows, line);
-    r.factors[0] = shift(t.spatial, group + h * s.W);
-    r.factors[1] = shift(t.columns, plane * s.W);
+    r.factors[0] = shifted(t.spatial, group + h * s.W);
+    r.factors[1] = shifted(t.columns, plane * s.W);
     if constexpr (kTerms) {
       r.add = pick(t.add, plane) + pick(t.add_rows, line);
-      r.adds[0] = shift(t.add_columns, plane * s.W);
+      r.adds[0] = shifted(t.add_columns, plane * s.W);
       r.linear = pick(t.linear, plane);
       for (int k = 0; k < 2; ++k) {
         r.scale[k] = pick(t.weight[k], plane);
-        r.scaled[k] = shift(t.map[k], group + h * s.W);
+        r.scaled[k] = shifted(t.map[k], group + h * s.W);
       }
-      r.at[0] = shift(t.channel_at, b * N + h * s.W);
-      r.value[0] = shift(t.channel_peak, b * N + h * s.W);
+      r.at[0] = shifted(t.channel_at, b * N + h * s.W);
+      r.value[0] = shifted(t.channel_peak, b * N + h * s.W);
       r.worth = pick(t.channel_gate, plane, A(1));
       r.here[0] = c;
-      r.at[1] = shift(t.columns_at, plane * s.W);
-      r.value[1] = shift(t.columns_peak, plane * s.W);
+      r.at[1] = shifted(t.columns_at, plane * s.W);
+      r.value[1] = shifted(t.columns_peak, plane * s.W);
       r.here[1] = h;
     }
     combine_run<T, kFactors, kTerms>(source + first, kTerms && t.linear ? x + first : nullptr,
@@ -228,9 +223,9 @@ void combine_groups(const T* source, const T* x, T* to, const Shape& s, const Te
         adds[c] = total;
       }
       r.adds[0] = adds;
-      r.linears = shift(t.linear, channel);
-      r.at[0] = shift(t.at, channel);
-      r.value[0] = shift(t.peak, channel);
+      r.linears = shifted(t.linear, channel);
+      r.at[0] = shifted(t.at, channel);
+      r.value[0] = shifted(t.peak, channel);
       r.worth = 1;
       r.here[0] = p;
     }
@@ -257,27 +252,27 @@ void combine_position(const T* source, const T* x, T* to, const Shape& s, const 
     const Index c = g * width, map = row * t.groups + g, first = row * s.C + c;
     const Index channel = b * s.C + c, line = (b * s.H + h) * s.C + c, file = (b * s.W + w) * s.C + c;
     r.factor = joined<A>(t.total, t.spatial, map, nullptr, 0);
-    r.factors[0] = shift(t.channel, channel);
-    r.factors[1] = shift(t.rows, line);
-    r.factors[2] = shift(t.columns, file);
+    r.factors[0] = shifted(t.channel, channel);
+    r.factors[1] = shifted(t.rows, line);
+    r.factors[2] = shifted(t.columns, file);
     if constexpr (kTerms) {
-      r.adds[0] = shift(t.add, channel);
-      r.adds[1] = shift(t.add_rows, line);
-      r.adds[2] = shift(t.add_columns, file);
-      r.linears = shift(t.linear, channel);
+      r.adds[0] = shifted(t.add, channel);
+      r.adds[1] = shifted(t.add_rows, line);
+      r.adds[2] = shifted(t.add_columns, file);
+      r.linears = shifted(t.linear, channel);
       for (int k = 0; k < 2; ++k) {
         r.scale[k] = pick(t.map[k], map);
-        r.scaled[k] = shift(t.weight[k], channel);
+        r.scaled[k] = shifted(t.weight[k], channel);
       }
-      r.at[0] = shift(t.at, channel);
-      r.value[0] = shift(t.peak, channel);
+      r.at[0] = shifted(t.at, channel);
+      r.value[0] = shifted(t.peak, channel);
       r.worth = 1;
       r.here[0] = p;
-      r.at[1] = shift(t.rows_at, line);
-      r.value[1] = shift(t.rows_peak, line);
+      r.at[1] = shifted(t.rows_at, line);
+      r.value[1] = shifted(t.rows_peak, line);
       r.here[1] = w;
-      r.at[2] = shift(t.columns_at, file);
-      r.value[2] = shift(t.columns_peak, file);
+      r.at[2] = shifted(t.columns_at, file);
+      r.value[2] = shifted(t.columns_peak, file);
       r.here[2] = h;
     }
     combine_run<T, kFactors, kTerms>(source + first, kTerms && t.linear ? x + first : nullptr,

@@ -55,6 +55,12 @@ inline T* out(const Optional& t) {
   return t ? out<T>(*t) : nullptr;
 }
 
+// p + i, or still null.
+template <class T>
+inline T* shifted(T* p, Index i) {
+  return p ? p + i : nullptr;
+}
+
 // Calls f with a null pointer of the element type of x.
 template <class F>
 inline void dispatch(const Tensor& x, const F& f) {
@@ -85,14 +91,38 @@ inline void expect_pages([[maybe_unused]] void* p, [[maybe_unused]] Index bytes)
 #endif
 }
 
-// Calls f(i) for i in [0, n), each about `cost` elements of work, in any order and thread.
-template <class F>
-inline void parallel(Index n, Index cost, const F& f) {
+// Calls f(i) for i in [0, n), each about `cost` elements of work, in any order and thread, and
+// done() in a thread when all of its own are.
+template <class F, class G>
+inline void parallel(Index n, Index cost, const F& f, const G& done) {
   constexpr Index kWorthAThread = 1 << 14;
   const Index grain = std::max<Index>(1, kWorthAThread / std::max<Index>(1, cost));
   torch::stable::parallel_for(0, n, grain, [&](int64_t begin, int64_t end) {
     for (Index i = begin; i < end; ++i) f(i);
+    done();
   });
+}
+
+template <class F>
+inline void parallel(Index n, Index cost, const F& f) {
+  parallel(n, cost, f, [] {});
+}
+
+// Prepares for a map to be written. Whether that is better done past the caches: if it is too large
+// to be found there again, and its rows begin where lines of memory do.
+template <class T>
+inline bool expect_output(T* y, const Shape& s) {
+  constexpr Index kLine = 64, kFar = 8 << 20;
+  const Index bytes = s.B * s.C * s.N() * sizeof(T), row = (s.last ? s.C : s.N()) * sizeof(T);
+  expect_pages(y, bytes);
+  return bytes >= kFar && reinterpret_cast<uintptr_t>(y) % kLine == 0 && row % kLine == 0;
+}
+
+// Calls run(write) with how a map is written, past the caches or not: write(place, vector, slice).
+template <class F>
+inline void writing(bool past, const F& run) {
+  if (past) run([](auto* p, const auto& v, const auto& i) { store_past(p, v, i); });
+  else run([](auto* p, const auto& v, const auto& i) { store(p, v, i); });
 }
 
 // Channels to reduce at once in a channels_last map: as many as leave work for all threads. The

@@ -153,15 +153,17 @@ void through_activation(const Layers<T>& of, const Acc<T>* inner, Acc<T>* grads,
 
 // x plus a value for each channel.
 template <class T>
-void add_channels(const T* x, const Shape& s, const Acc<T>* channel, T* y) {
+void add_channels(const T* x, const Shape& s, const Acc<T>* channel, T* y, bool past) {
   using A = Acc<T>;
   const Index rows = s.last ? s.N() : s.C, n = s.last ? s.C : s.N();
-  parallel(s.B * rows, n, [&](Index row) {
-    const A* along = channel + row / rows * s.C;
-    const Vec<A> fixed = splat(s.last ? A(0) : channel[row]);
-    each_slice<A>(n, [&](const auto& i) {
-      store(y + row * n, load(x + row * n, i) + (s.last ? load(along, i) : fixed), i);
-    });
+  writing(past, [&](const auto& write) {
+    parallel(s.B * rows, n, [&](Index row) {
+      const A* along = channel + row / rows * s.C;
+      const Vec<A> fixed = splat(s.last ? A(0) : channel[row]);
+      each_slice<A>(n, [&](const auto& i) {
+        write(y + row * n, load(x + row * n, i) + (s.last ? load(along, i) : fixed), i);
+      });
+    }, finish_past);
   });
 }
 
@@ -172,10 +174,10 @@ struct Parts {
 };
 
 template <class T>
-void gather(const T* g, const Shape& s, const Parts<T>& by, T* to) {
+void gather(const T* g, const Shape& s, const Parts<T>& by, T* to, bool past) {
   using A = Acc<T>;
   const Index N = s.N(), rows = s.last ? N : s.C, n = s.last ? s.C : N;
-  parallel(s.B * rows, n, [&](Index row) {
+  const auto gather_row = [&](Index row, const auto& write) {
     const Index b = row / rows;
     const A *gate = by.gate ? by.gate + b * s.C : nullptr, *of_context = by.of_context + b * s.C;
     const A *attention = by.attention + b * N, *slope = by.slope + b * N;
@@ -185,13 +187,16 @@ void gather(const T* g, const Shape& s, const Parts<T>& by, T* to) {
       return each_slice<A>(n, [&](const auto& i) {
         Vec<A> v = load(from, i);
         if (gate) v *= load(gate, i);
-        store(to + row * n, v + attention[r] * load(of_context, i) + slope[r] * load(by.mask, i), i);
+        write(to + row * n, v + attention[r] * load(of_context, i) + slope[r] * load(by.mask, i), i);
       });
     const Vec<A> times = splat(gate ? gate[r] : A(1));
     each_slice<A>(n, [&](const auto& i) {
       const Vec<A> more = of_context[r] * load(attention, i) + by.mask[r] * load(slope, i);
-      store(to + row * n, load(from, i) * times + more, i);
+      write(to + row * n, load(from, i) * times + more, i);
     });
+  };
+  writing(past, [&](const auto& write) {
+    parallel(s.B * rows, n, [&](Index row) { gather_row(row, write); }, finish_past);
   });
 }
 
@@ -208,7 +213,7 @@ void context(Tensor x, Tensor mask, Tensor w1, Optional b1, Tensor scale, Tensor
     const Index N = all.N(), C = all.C, hidden = of.fc1.out;
     std::vector<A> own(values ? 0 : Kept<A>::count(all, hidden));
     const Kept<A> kept(values ? out<A>(values) : own.data(), all, hidden);
-    expect_pages(out<T>(y), all.B * C * N * sizeof(T));
+    const bool past = expect_output(out<T>(y), all);
     each_block(all, sizeof(T), [&](const Images& s, Index first) {
       const T* from = in<T>(x) + first * C * N;
       T* to = out<T>(y) + first * C * N;
@@ -221,10 +226,10 @@ void context(Tensor x, Tensor mask, Tensor w1, Optional b1, Tensor scale, Tensor
       std::vector<A> active(s.B * hidden), acting(s.B * C);
       for (Index b = 0; b < s.B; ++b) activate(of, inner + b * hidden, active.data() + b * hidden);
       apply(of.fc2, active.data(), s.B, A(1), acting.data());
-      if (!of.multiply) return add_channels(from, s, acting.data(), to);
+      if (!of.multiply) return add_channels(from, s, acting.data(), to, past);
       gates_of(acting.data(), s.B * C, found);
       temper_all(found, s.B * C, of.temper, acting.data());
-      weigh(from, s, acting.data(), static_cast<const A*>(nullptr), to);
+      weigh<T>(from, s, acting.data(), nullptr, nullptr, to, past);
     });
   });
 }
@@ -239,7 +244,7 @@ void context_backward(Tensor x, Tensor grad, Tensor values, Tensor mask, Tensor 
     const Shape all = shape_of(x);
     const Index B = all.B, N = all.N(), C = all.C, hidden = of.fc1.out;
     const Kept<A> kept(out<A>(values), all, hidden);
-    if (to) expect_pages(out<T>(to), B * C * N * sizeof(T));
+    const bool past = to && expect_output(out<T>(to), all);
     std::vector<A> outer(B * C), inner(B * hidden), active(B * hidden), of_weight(B * hidden);
     std::vector<A> of_bias(B * hidden), of_mask(B * C), strengths(B), slopes(B);
     each_block(all, sizeof(T), [&](const Images& s, Index first) {
@@ -277,7 +282,7 @@ void context_backward(Tensor x, Tensor grad, Tensor values, Tensor mask, Tensor 
       if (!to) return;
       const Parts<T> by{of.multiply ? acting.data() : nullptr, attention, of_context.data(),
                         slope.data(), of.mask.data()};
-      gather(gs, s, by, out<T>(to) + first * C * N);
+      gather(gs, s, by, out<T>(to) + first * C * N, past);
     });
 
     A* next = out<A>(of_parameters);

@@ -5,6 +5,31 @@
 
 namespace foveate {
 
+// The end of a residual block in the backward pass: what it gave, y, and room for the gradient of the
+// shortcut, which is also that of the branch. Both are null where the block's end is not ours.
+template <class T>
+struct BackThroughEnd {
+  const T* y;
+  T* of_shortcut;
+
+  BackThroughEnd(const Optional& y, const Optional& of_shortcut)
+      : y(in<T>(y)), of_shortcut(out<T>(of_shortcut)) {}
+
+  // The gradient of the branch from element `from` on, n elements, from that of y.
+  const T* operator()(const T* grad, Index from, Index n) const {
+    using A = Acc<T>;
+    constexpr Index kRun = 1 << 12;
+    if (!y) return grad + from;
+    parallel((n + kRun - 1) / kRun, kRun, [&](Index i) {
+      const Index at = from + i * kRun;
+      each_slice<A>(std::min(kRun, n - i * kRun), [&](const auto& s) {
+        store(of_shortcut + at, load(y + at, s) <= 0 ? Vec<A>{} : load(grad + at, s), s);
+      });
+    });
+    return of_shortcut + from;
+  }
+};
+
 // Sums of rows of up to a vector of them: f(row, slice) gives what to add up.
 template <class A, class F>
 inline Vec<A> sum_rows(Index rows, Index n, const F& f) {
@@ -109,35 +134,37 @@ void dot_positions(const T* x, const T* g, const Images& s, const Positions<Acc<
   });
 }
 
-// channel (g gate + plus) + add, the gradient of the map.
+// channel (g gate + plus) + add, the gradient of the map. `past`: write past the caches.
 template <class T>
 void spread(const T* g, const Shape& s, const Acc<T>* channel, const Positions<Acc<T>>& by,
-            const Acc<T>* add, T* to) {
+            const Acc<T>* add, T* to, bool past) {
   using A = Acc<T>;
   constexpr Index kRows = 16;
   const Index N = s.N(), rows = s.last ? N : s.C, n = s.last ? s.C : N;
   const Index tiles = (rows + kRows - 1) / kRows;
-  parallel(s.B * tiles, kRows * n, [&](Index tile) {
-    const Index b = tile / tiles, first = tile % tiles * kRows;
-    const A *gate = by.gate + b * N, *plus = by.plus + b * N;
-    for (Index r = first; r < std::min(rows, first + kRows); ++r) {
-      const Index row = b * rows + r;
-      if (s.last) {
-        const Vec<A> times = splat(by.gate ? gate[r] : A(1));
-        const Vec<A> more = splat(by.gate ? plus[r] : A(0));
-        each_slice<A>(n, [&](const auto& i) {
-          const Vec<A> v = load(g + row * n, i) * times + more;
-          store(to + row * n, v * load(channel + b * s.C, i) + load(add + b * s.C, i), i);
-        });
-      } else {
-        const Vec<A> times = splat(channel[row]), more = splat(add[row]);
-        each_slice<A>(n, [&](const auto& i) {
-          Vec<A> v = load(g + row * n, i);
-          if (by.gate) v = v * load(gate, i) + load(plus, i);
-          store(to + row * n, v * times + more, i);
-        });
+  writing(past, [&](const auto& write) {
+    parallel(s.B * tiles, kRows * n, [&](Index tile) {
+      const Index b = tile / tiles, first = tile % tiles * kRows;
+      const A *gate = by.gate + b * N, *plus = by.plus + b * N;
+      for (Index r = first; r < std::min(rows, first + kRows); ++r) {
+        const Index row = b * rows + r;
+        if (s.last) {
+          const Vec<A> times = splat(by.gate ? gate[r] : A(1));
+          const Vec<A> more = splat(by.gate ? plus[r] : A(0));
+          each_slice<A>(n, [&](const auto& i) {
+            const Vec<A> v = load(g + row * n, i) * times + more;
+            write(to + row * n, v * load(channel + b * s.C, i) + load(add + b * s.C, i), i);
+          });
+        } else {
+          const Vec<A> times = splat(channel[row]), more = splat(add[row]);
+          each_slice<A>(n, [&](const auto& i) {
+            Vec<A> v = load(g + row * n, i);
+            if (by.gate) v = v * load(gate, i) + load(plus, i);
+            write(to + row * n, v * times + more, i);
+          });
+        }
       }
-    }
+    }, finish_past);
   });
 }
 

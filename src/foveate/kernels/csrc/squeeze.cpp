@@ -21,14 +21,15 @@ struct Kept {
   }
 };
 
-// y = x times the gates of the logits that f(first image, images, logits) computes.
+// y = x times the gates of the logits that f(first image, images, logits) computes; with a shortcut
+// what a block ends in.
 template <class T, class F>
-void weigh_by_means(const Tensor& x, const Optional& strength, const Tensor& y,
-                    const Kept<Acc<T>>& kept, const F& f) {
+void weigh_by_means(const Tensor& x, const Optional& strength, const Optional& shortcut,
+                    const Tensor& y, const Kept<Acc<T>>& kept, const F& f) {
   using A = Acc<T>;
   const Shape all = shape_of(x);
   const auto temper = temper_of<T>(strength);
-  expect_pages(out<T>(y), all.B * all.C * all.N() * sizeof(T));
+  const bool past = in<T>(x) != in<T>(y) && expect_output(out<T>(y), all);
   each_block(all, sizeof(T), [&](const Images& s, Index first) {
     const Index at = first * s.C * s.N(), n = s.B * s.C;
     std::vector<A> logits(n), acting(n);
@@ -36,33 +37,36 @@ void weigh_by_means(const Tensor& x, const Optional& strength, const Tensor& y,
     f(first, s.B, logits.data());
     gates_of(logits.data(), n, kept.gates + first * s.C);
     temper_all(kept.gates + first * s.C, n, temper, acting.data());
-    weigh(in<T>(x) + at, s, acting.data(), static_cast<const A*>(nullptr), out<T>(y) + at);
+    weigh<T>(in<T>(x) + at, s, acting.data(), nullptr, shifted(in<T>(shortcut), at),
+             out<T>(y) + at, past);
   });
 }
 
-// The gradients of the map and of the strength. f(first image, images, gradients of the logits)
-// gives those of the means.
+// The gradients of the map, of the strength, and of the shortcut where a block ended in y.
+// f(first image, images, gradients of the logits) gives those of the means.
 template <class T, class F>
 Acc<T> through_means(const Tensor& x, const Tensor& grad, const Optional& strength,
-                     const Optional& to, const Kept<Acc<T>>& kept, const F& f) {
+                     const BackThroughEnd<T>& end, const Optional& to, const Kept<Acc<T>>& kept,
+                     const F& f) {
   using A = Acc<T>;
   const Shape all = shape_of(x);
   const auto temper = temper_of<T>(strength);
-  if (to) expect_pages(out<T>(to), all.B * all.C * all.N() * sizeof(T));
+  const bool past = to && expect_output(out<T>(to), all);
   std::vector<A> strengths(all.B);
   each_block(all, sizeof(T), [&](const Images& s, Index first) {
     const Index at = first * s.C * s.N(), n = s.B * s.C;
     const Positions<A> everywhere{nullptr, nullptr};
     const A* gates = kept.gates + first * s.C;
+    const T* g = end(in<T>(grad), at, n * s.N());
     std::vector<A> grads(n), acting(n);
-    dot_positions(in<T>(x) + at, in<T>(grad) + at, s, everywhere, grads.data());
+    dot_positions(in<T>(x) + at, g, s, everywhere, grads.data());
     for (Index b = 0; b < s.B; ++b)
       strengths[first + b] = through_gates(gates + b * s.C, s.C, temper, grads.data() + b * s.C);
     A* means = f(first, s.B, grads.data());
     if (!to) return;
     for (Index i = 0; i < n; ++i) means[i] /= s.N();
     temper_all(gates, n, temper, acting.data());
-    spread(in<T>(grad) + at, s, acting.data(), everywhere, means, out<T>(to) + at);
+    spread(g, s, acting.data(), everywhere, means, out<T>(to) + at, past);
   });
   return std::accumulate(strengths.begin(), strengths.end(), A(0));
 }
@@ -79,14 +83,14 @@ void slide(const A* from, Index C, Index side, const F& weight, A* to) {
 
 }  // namespace
 
-void squeeze(Tensor x, Tensor w1, Optional b1, Tensor w2, Optional b2, Optional strength, Tensor y,
-             Optional values) {
+void squeeze(Tensor x, Tensor w1, Optional b1, Tensor w2, Optional b2, Optional strength,
+             Optional shortcut, Tensor y, Optional values) {
   dispatch(x, [&](auto* t) {
     using T = std::remove_pointer_t<decltype(t)>;
     using A = Acc<T>;
     const auto fc1 = dense_of<T>(w1, b1), fc2 = dense_of<T>(w2, b2);
     const Kept<A> kept(values, shape_of(x), fc1.out);
-    weigh_by_means<T>(x, strength, y, kept, [&](Index first, Index images, A* logits) {
+    weigh_by_means<T>(x, strength, shortcut, y, kept, [&](Index first, Index images, A* logits) {
       A* hidden = kept.inner + first * fc1.out;
       apply(fc1, kept.means + first * fc1.in, images, A(1), hidden);
       relu(hidden, images * fc1.out);
@@ -96,7 +100,8 @@ void squeeze(Tensor x, Tensor w1, Optional b1, Tensor w2, Optional b2, Optional 
 }
 
 void squeeze_backward(Tensor x, Tensor grad, Tensor values, Tensor w1, Tensor w2,
-                      Optional strength, Optional to, Tensor of_parameters) {
+                      Optional strength, Optional y, Optional of_shortcut, Optional to,
+                      Tensor of_parameters) {
   dispatch(x, [&](auto* t) {
     using T = std::remove_pointer_t<decltype(t)>;
     using A = Acc<T>;
@@ -108,7 +113,9 @@ void squeeze_backward(Tensor x, Tensor grad, Tensor values, Tensor w1, Tensor w2
     A* next = out<A>(of_parameters);
     const auto take = [&](Index n) { return std::exchange(next, next + n); };
     A *w1_to = take(width * C), *b1_to = take(width), *w2_to = take(C * width), *b2_to = take(C);
-    *next = through_means<T>(x, grad, strength, to, kept, [&](Index first, Index images, A* grads) {
+    const BackThroughEnd<T> end(y, of_shortcut);
+    *next = through_means<T>(x, grad, strength, end, to, kept, [&](Index first, Index images,
+                                                                   A* grads) {
       std::copy_n(grads, images * C, outer.data() + first * C);
       A* hidden = inner.data() + first * width;
       apply_transposed(fc2, grads, images, hidden);
@@ -122,14 +129,15 @@ void squeeze_backward(Tensor x, Tensor grad, Tensor values, Tensor w1, Tensor w2
   });
 }
 
-void neighbours(Tensor x, Tensor kernel, Optional strength, Tensor y, Optional values) {
+void neighbours(Tensor x, Tensor kernel, Optional strength, Optional shortcut, Tensor y,
+                Optional values) {
   dispatch(x, [&](auto* t) {
     using T = std::remove_pointer_t<decltype(t)>;
     using A = Acc<T>;
     const Shape s = shape_of(x);
     const Kept<A> kept(values, s, 0);
     const auto weight = [&](Index k) { return value(in<T>(kernel) + k); };
-    weigh_by_means<T>(x, strength, y, kept, [&](Index first, Index images, A* logits) {
+    weigh_by_means<T>(x, strength, shortcut, y, kept, [&](Index first, Index images, A* logits) {
       for (Index b = 0; b < images; ++b)
         slide(kept.means + (first + b) * s.C, s.C, kernel.numel(), weight, logits + b * s.C);
     });
@@ -137,7 +145,7 @@ void neighbours(Tensor x, Tensor kernel, Optional strength, Tensor y, Optional v
 }
 
 void neighbours_backward(Tensor x, Tensor grad, Tensor values, Tensor kernel, Optional strength,
-                         Optional to, Tensor of_parameters) {
+                         Optional y, Optional of_shortcut, Optional to, Tensor of_parameters) {
   dispatch(x, [&](auto* t) {
     using T = std::remove_pointer_t<decltype(t)>;
     using A = Acc<T>;
@@ -147,7 +155,9 @@ void neighbours_backward(Tensor x, Tensor grad, Tensor values, Tensor kernel, Op
     std::vector<A> of_means(s.B * C), of_kernel(s.B * side);
     A* found = out<A>(of_parameters);
     const auto turned = [&](Index k) { return value(in<T>(kernel) + side - 1 - k); };
-    found[side] = through_means<T>(x, grad, strength, to, kept, [&](Index at, Index n, A* grads) {
+    const BackThroughEnd<T> end(y, of_shortcut);
+    found[side] = through_means<T>(x, grad, strength, end, to, kept, [&](Index at, Index n,
+                                                                         A* grads) {
       for (Index b = 0; b < n; ++b) {
         const A *slopes = grads + b * C, *means = kept.means + (at + b) * C;
         slide(slopes, C, side, turned, of_means.data() + (at + b) * C);
@@ -172,16 +182,18 @@ void neighbours_backward(Tensor x, Tensor grad, Tensor values, Tensor kernel, Op
 STABLE_TORCH_LIBRARY_FRAGMENT(foveate_cpu, m) {
   m.def(
       "squeeze(Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, Tensor? strength, "
-      "Tensor(a!) y, Tensor(b!)? values) -> ()");
+      "Tensor? shortcut, Tensor(a!) y, Tensor(b!)? values) -> ()");
   m.def(
       "squeeze_backward(Tensor x, Tensor grad, Tensor values, Tensor w1, Tensor w2, "
-      "Tensor? strength, Tensor(a!)? to, Tensor(b!) of_parameters) -> ()");
+      "Tensor? strength, Tensor? y, Tensor(a!)? of_shortcut, Tensor(b!)? to, "
+      "Tensor(c!) of_parameters) -> ()");
   m.def(
-      "neighbours(Tensor x, Tensor kernel, Tensor? strength, Tensor(a!) y, Tensor(b!)? values) "
-      "-> ()");
+      "neighbours(Tensor x, Tensor kernel, Tensor? strength, Tensor? shortcut, Tensor(a!) y, "
+      "Tensor(b!)? values) -> ()");
   m.def(
       "neighbours_backward(Tensor x, Tensor grad, Tensor values, Tensor kernel, "
-      "Tensor? strength, Tensor(a!)? to, Tensor(b!) of_parameters) -> ()");
+      "Tensor? strength, Tensor? y, Tensor(a!)? of_shortcut, Tensor(b!)? to, "
+      "Tensor(c!) of_parameters) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(foveate_cpu, CPU, m) {

@@ -1,6 +1,11 @@
 // Vectors of the widest kind, loaded from and stored to any element type without alignment.
 #pragma once
 
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
+#include <bit>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -172,6 +177,36 @@ inline void store(T* p, Vec<Acc<T>> v, const Slice<Acc<T>>& s) {
   T part[kLanes<Acc<T>>];
   narrow(part, v);
   copy_few(p + s.at, part, s.count);
+}
+
+// The same past the caches, for what is too large to be found there again: a line that is written
+// whole need not be read first. `finish_past` must follow in the same thread.
+template <class T>
+inline void store_past(T* p, Vec<Acc<T>> v, const Whole<Acc<T>>& s) {
+#if defined(__GNUC__) && defined(__AVX512F__)
+  if constexpr (sizeof(T) == sizeof(Acc<T>)) {
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(p + s.at), std::bit_cast<__m512i>(v));
+  } else {
+    T part[kLanes<Acc<T>>];
+    narrow(part, v);
+    __m256i half;
+    std::memcpy(&half, part, sizeof half);
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(p + s.at), half);
+  }
+#else
+  store(p, v, s);
+#endif
+}
+
+template <class T>
+inline void store_past(T* p, Vec<Acc<T>> v, const Slice<Acc<T>>& s) {
+  store(p, v, s);
+}
+
+inline void finish_past() {
+#if defined(__GNUC__) && defined(__AVX512F__)
+  _mm_sfence();
+#endif
 }
 
 inline Vec<int32_t> load_index(const int32_t* p, const Slice<float>& s) {

@@ -234,28 +234,66 @@ void read_channels(const T* x, const Images& s, const Acc<T>* gate, Acc<T>* to, 
   });
 }
 
-// The map times gates of its channels, and of its positions where they are given.
+// What a residual block makes of a branch: branch + shortcut, then a ReLU. The branch is rounded
+// first, as it is where it is stored before; two operations in one instruction would round once.
 template <class T>
-void weigh(const T* x, const Shape& s, const Acc<T>* channel, const Acc<T>* spatial, T* y) {
+struct Ending {
+  const T* shortcut;
+  Vec<Lane<Acc<T>>> kept = Vec<Lane<Acc<T>>>{} - 1;
+
+  explicit Ending(const T* shortcut) : shortcut(shortcut) {
+    asm volatile("" : "+m"(kept));  // all ones, which the compiler cannot know
+  }
+
+  template <class S>
+  Vec<Acc<T>> operator()(Index at, Vec<Acc<T>> branch, const S& slice) const {
+    using A = Acc<T>;
+    if constexpr (std::is_same_v<T, A>) {
+      branch = std::bit_cast<Vec<A>>(std::bit_cast<Vec<Lane<A>>>(branch) & kept);
+    } else {
+      T rounded[kLanes<A>];
+      narrow(rounded, branch);
+      branch = widen(rounded);
+    }
+    const Vec<A> sum = branch + load(shortcut + at, slice);
+    return sum <= 0 ? Vec<A>{} : sum;
+  }
+};
+
+// The map times gates of its channels, and of its positions where they are given; with a shortcut
+// what a block ends in. `past`: write past the caches. y may be x.
+template <class T>
+void weigh(const T* x, const Shape& s, const Acc<T>* channel, const Acc<T>* spatial,
+           const T* shortcut, T* y, bool past) {
   using A = Acc<T>;
   constexpr Index kRows = 16;
   const Index rows = s.last ? s.N() : s.C, n = s.last ? s.C : s.N();
   const Index tiles = (rows + kRows - 1) / kRows;
-  parallel(s.B * tiles, kRows * n, [&](Index tile) {
-    const Index b = tile / tiles, first = tile % tiles * kRows;
-    const A* each = s.last ? spatial : channel;
-    const A* along = s.last ? channel + b * s.C : spatial ? spatial + b * s.N() : nullptr;
-    for (Index row = b * rows + first; row < b * rows + std::min(rows, first + kRows); ++row) {
-      const Vec<A> fixed = splat(each ? each[row] : A(1));
-      const T* from = x + row * n;
-      T* to = y + row * n;
-      if (along)
-        each_slice<A>(n, [&](const auto& i) {
-          store(to, load(from, i) * (fixed * load(along, i)), i);
-        });
-      else
-        each_slice<A>(n, [&](const auto& i) { store(to, load(from, i) * fixed, i); });
-    }
+  const auto run = [&](const auto& write, const auto& end) {
+    parallel(s.B * tiles, kRows * n, [&](Index tile) {
+      const Index b = tile / tiles, first = tile % tiles * kRows;
+      const A* each = s.last ? spatial : channel;
+      const A* along = s.last ? channel + b * s.C : spatial ? spatial + b * s.N() : nullptr;
+      for (Index row = b * rows + first; row < b * rows + std::min(rows, first + kRows); ++row) {
+        const Vec<A> fixed = splat(each ? each[row] : A(1));
+        const T* from = x + row * n;
+        T* to = y + row * n;
+        const auto put = [&](const auto& v, const auto& i) {
+          auto made = end(row * n, v, i);
+          // What the last vector of a row shares with the one before is written there already.
+          if constexpr (!std::is_same_v<decltype(i), const Whole<A>&>)
+            if (to == from) made = iota<A>() < Lane<A>(i.skip) ? load(to, i) : made;
+          write(to, made, i);
+        };
+        if (along)
+          each_slice<A>(n, [&](const auto& i) { put(load(from, i) * (fixed * load(along, i)), i); });
+        else each_slice<A>(n, [&](const auto& i) { put(load(from, i) * fixed, i); });
+      }
+    }, finish_past);
+  };
+  writing(past, [&](const auto& write) {
+    if (shortcut) run(write, Ending<T>(shortcut));
+    else run(write, [](Index, const auto& v, const auto&) { return v; });
   });
 }
 
