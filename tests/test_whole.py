@@ -335,5 +335,5 @@ def test_means_of_large_planes_are_precise(layout: torch.memory_format) -> None:
     kept = torch.empty(2 * 4 + 1)
     weights = (module.fc1.weight, module.fc1.bias, module.fc2.weight, module.fc2.bias)
     backend = kernels.serving(x.device)
-    backend.squeeze(x, *weights, None, torch.empty_like(x), kept)
+    backend.squeeze(x, *weights, None, None, torch.empty_like(x), kept)
     torch.testing.assert_close(kept[:4], torch.full((4,), 0.1), rtol=4e-6, atol=0)

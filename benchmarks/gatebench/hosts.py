@@ -42,7 +42,8 @@ ON_CARD = (Case("training", "channels_last", 128), Case("inference", "channels_l
 def hosts() -> tuple[dict[str, nn.Module], dict[str, str]]:
     """A ResNet-50, bare and with each gate of each side, and what could not be built.
 
-    It is torchvision's; all have the same random weights. Each gate stands behind the last
+    It is torchvision's; all have the same random weights, in the same memory: two copies of a host
+    differ by several percent for as long as they live. Each gate stands behind the last
     normalisation of a block's residual branch: foveate's by ``insert(where="residual",
     init="paper")``, timm's by a hook.
     """
@@ -53,15 +54,20 @@ def hosts() -> tuple[dict[str, nn.Module], dict[str, str]]:
     torch.manual_seed(0)
     bare = resnet50()
     found, missing = {BARE: bare}, {}
+    weights = {id(t): t for t in (*bare.parameters(), *bare.buffers())}
+
+    def host() -> nn.Module:
+        return copy.deepcopy(bare, dict(weights))
+
     for gate in GATES:
-        found[f"foveate {gate}"] = copy.deepcopy(bare)
+        found[f"foveate {gate}"] = host()
         insert(found[f"foveate {gate}"], gate, where="residual", init="paper")
         try:
-            found[f"timm {gate}"] = _hooked(copy.deepcopy(bare), _timm(gate))
+            found[f"timm {gate}"] = _hooked(host(), _timm(gate))
         except ImportError as error:
             missing[f"timm {gate}"] = f"ImportError: {error}"
     for name in PRODUCTS:
-        found[name] = _hooked(copy.deepcopy(bare), partial(Product, name))
+        found[name] = _hooked(host(), partial(Product, name))
     return found, missing
 
 

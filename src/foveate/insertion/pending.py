@@ -70,14 +70,14 @@ class Pending(Tensor):
 
     @staticmethod
     def __new__(cls, attention: Gate, x: Tensor, shortcut: Tensor | None = None) -> "Pending":
-        made: Pending = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        made: Pending = Tensor._make_wrapper_subclass(
             cls, x.shape, strides=x.stride(), dtype=x.dtype, device=x.device
         )
         made.attention, made.x, made.value = attention, x, None
-        made.take(shortcut)
+        made.add_shortcut(shortcut)
         return made
 
-    def take(self, shortcut: Tensor | None) -> None:
+    def add_shortcut(self, shortcut: Tensor | None) -> None:
         """Add a shortcut."""
         self.shortcut = shortcut
         self.versions = self._now()
@@ -102,35 +102,42 @@ class Pending(Tensor):
             self.value = y if self.shortcut is None else y + self.shortcut
         return self.value
 
-    def ended(self) -> Tensor | None:
-        """The ReLU of it, in one pass with all before; None where no kernel does that."""
+    def ended(self, *, in_place: bool) -> Tensor | None:
+        """The ReLU of it, in one pass with all before; None where no kernel does that.
+
+        Args:
+            in_place: Whether the ReLU takes the place of what it is of. Without gradients it may
+                then be written over the map, if nobody else holds that.
+        """
         if self.value is not None or self.shortcut is None:
             return None
         self._check()
-        alone = not torch.is_grad_enabled() and sys.getrefcount(self.x) <= 2 and _alone(self.x)
-        return self.attention.whole(self.x, self.shortcut, in_place=alone)
+        over = in_place and not torch.is_grad_enabled() and sys.getrefcount(self.x) <= 2
+        y = self.attention.whole(self.x, self.shortcut, in_place=over and _alone(self.x))
+        if in_place:
+            self.value = y
+        return y
 
     @classmethod
-    def __torch_function__(
-        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in _QUESTIONS:
             args, kwargs = tree_map(_map, (args, kwargs))
             return func(*args, **kwargs)
+        served: Tensor | None = None
         if func in _SUMS or func in _SUMS_IN_PLACE:
             served = _add(func, args, kwargs)
         elif func in _RELUS:
             served = _end(func, args, kwargs)
-        else:
-            served = None
         if served is not None:
             return served
         args, kwargs = tree_map(_computed, (args, kwargs))
         return func(*args, **kwargs)
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         # Only what passes by the functions of torch comes here, and by autograd with them.
         raise RuntimeError(f"{func} cannot take what attention has not computed yet")
 
@@ -165,14 +172,12 @@ def _add(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pending | 
         return None
     if not in_place:
         return Pending(pending.attention, x, other)
-    pending.take(other)
+    pending.add_shortcut(other)
     return pending
 
 
 def _end(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
     """The ReLU of a sum that waits; None for anything else."""
-    pending = args[0] if args else None
-    found = pending.ended() if isinstance(pending, Pending) else None
-    if found is not None and (kwargs.get("inplace") or func in _RELUS_IN_PLACE):
-        pending.value = found
-    return found
+    if not args or not isinstance(args[0], Pending):
+        return None
+    return args[0].ended(in_place=kwargs.get("inplace", False) or func in _RELUS_IN_PLACE)

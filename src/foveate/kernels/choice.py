@@ -114,8 +114,8 @@ def pick(x: Tensor, *, least: int | None = None) -> Any | None:
         asked == "eager"
         or device.type == "meta"
         or x.dtype not in DTYPES
+        or watched()  # first: a tracer warns of the number that follows
         or not x.numel()
-        or watched()
     ):
         return None
     if asked == "auto" and x.numel() < (LEAST[device.type == "cuda"] if least is None else least):

@@ -47,8 +47,8 @@ def cbam(
         in_place: Without gradients, write over the map, which nobody else may hold then.
 
     Returns:
-        The weighed map, or the end of the block; and mean, 1 / deviation and unbiased variance of the batch, if the
-        normalisation took those. None where no kernel stands for the whole.
+        The weighed map, or the end of the block; and mean, 1 / deviation and unbiased variance of
+        the batch, if the normalisation took those. None where no kernel stands for the whole.
     """
     backend = whole(x, "cbam", *weights, *(running or ()), shortcut)
     if backend is None:
@@ -120,10 +120,10 @@ class _Cbam(torch.autograd.Function):
         of, running = CBAMWeights(*rest[:8]), tuple(rest[8:]) or None
         grad = like(grad, x)
         if torch.is_grad_enabled():
-            branch = grad if y is None else grad.masked_fill(y <= 0, 0)
+            through = grad if y is None else grad.masked_fill(y <= 0, 0)
             plain = partial(definition, running=running, eps=ctx.eps)
-            gx, *grads = partial_gradients(plain, (x, *of), branch)
-            return gx, None if y is None else branch, None, None, None, *grads
+            gx, *grads = partial_gradients(plain, (x, *of), through)
+            return gx, None if y is None else through, None, None, None, *grads
         gx = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         branch = None if y is None else torch.empty_like(x)
         C, hidden, taps = x.shape[1], of.w1.shape[0], of.kernel.numel()

@@ -140,9 +140,9 @@ class _MeanGate(torch.autograd.Function):
         kind: _Kind = ctx.kind
         grad = like(grad, x)
         if torch.is_grad_enabled():
-            branch = grad if y is None else grad.masked_fill(y <= 0, 0)
-            gx, *grads = partial_gradients(kind.definition, (x, *given), branch)
-            return gx, None if y is None else branch, None, None, *grads
+            through = grad if y is None else grad.masked_fill(y <= 0, 0)
+            gx, *grads = partial_gradients(kind.definition, (x, *given), through)
+            return gx, None if y is None else through, None, None, *grads
         gx = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         branch = None if y is None else torch.empty_like(x)
         *layers, strength = given
