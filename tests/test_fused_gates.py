@@ -105,6 +105,23 @@ def test_gradients_are_those_without_kernels(
 
 @every_fused_default
 @both_formats
+def test_maps_that_are_written_past_the_caches_have_the_same_values(
+    case: Case, layout: torch.memory_format
+) -> None:
+    shape = (1, case.fit(32), 272, 256)  # 8.5 MiB
+    module = case.randomised(shape[1], dtype=torch.float32).eval()
+    x, grad = (random_map(*shape, seed=s).float().to(memory_format=layout) for s in (0, 1))
+    exact = eager_results(copy.deepcopy(module).double(), x.double(), grad.double())
+    found, eager = results(module, x, grad), eager_results(module, x, grad)
+    for name, tensor in exact.items():
+        if not tensor.is_floating_point():
+            continue
+        error, allowed = ((r[name].double() - tensor).norm() for r in (found, eager))
+        assert error <= 4 * allowed + 1e-5 * tensor.norm(), name
+
+
+@every_fused_default
+@both_formats
 def test_gradients_are_those_of_finite_differences(case: Case, layout: torch.memory_format) -> None:
     module = case.randomised(case.fit(4), init="identity").train()
     names = [name for name, _ in module.named_parameters()]

@@ -22,6 +22,7 @@ struct Run {
   const A* value[3];
   A worth;
   Lane<A> here[3];
+  bool past;
 };
 
 template <class T, int kFactors, bool kTerms>
@@ -30,7 +31,7 @@ void combine_run(const T* source, const T* x, T* to, Index n, const Run<Acc<T>>&
   // Copies, as far as the compiler knows `to` may point into r.
   const A *const factors[3] = {r.factors[0], r.factors[1], r.factors[2]};
   const Vec<A> factor = splat(r.factor);
-  const bool total = r.total;
+  const bool total = r.total, past = r.past;
   each_slice<A>(n, [&](const auto& s) {
     Vec<A> v = load(source, s), f = factor;
     for (int k = 0; k < kFactors; ++k)
@@ -49,13 +50,14 @@ void combine_run(const T* source, const T* x, T* to, Index n, const Run<Acc<T>>&
           v += hit ? load(r.value[k], s) * (k ? splat(A(1)) : splat(r.worth)) : Vec<A>{};
         }
     }
-    store(to, v, s);
+    if (past) store_past(to, v, s);
+    else store(to, v, s);
   });
 }
 
 template <class A>
 struct Terms {
-  bool total;
+  bool past, total;
   Index groups;
   const A *channel, *spatial, *rows, *columns;
   const A *add, *linear, *add_rows, *add_columns;
@@ -126,7 +128,7 @@ void combine_small_plane(const T* source, const T* x, T* to, const Shape& s,
   const auto sum = [](Vec<A> a, Vec<A> b) { return a + b; };
   const auto product = [](Vec<A> a, Vec<A> b) { return a * b; };
   Run<A> r{};
-  r.total = t.total;
+  r.total = t.total, r.past = t.past;
   r.factor = joined<A>(t.total, t.channel, plane, nullptr, 0);
   r.factors[0] = shifted(t.spatial, group);
   if (t.rows || t.columns) {
@@ -167,7 +169,7 @@ void combine_plane(const T* source, const T* x, T* to, const Shape& s, const Ter
   const bool strips = t.strips();
   const Index length = strips ? s.W : N;
   Run<A> r{};
-  r.total = t.total;
+  r.total = t.total, r.past = t.past;
   for (Index h = 0; h < (strips ? s.H : 1); ++h) {
     const Index line = plane * s.H + h, first = plane * N + h * s.W;
     r.factor = joined(t.total, t.channel, plane, t.rows, line);
@@ -210,7 +212,7 @@ void combine_groups(const T* source, const T* x, T* to, const Shape& s, const Te
     const Index n = std::min(most, t.groups - g) * width, channel = b * s.C + g * width;
     const Index first = row * s.C + g * width, map = row * t.groups + g;
     Run<A> r{};
-    r.total = t.total;
+    r.total = t.total, r.past = t.past;
     r.factor = t.total ? 0 : 1;
     for (Index c = 0; c < n; ++c)
       gates[c] = joined(t.total, t.spatial, map + c / width, t.channel, channel + c);
@@ -245,7 +247,7 @@ void combine_position(const T* source, const T* x, T* to, const Shape& s, const 
   const Index b = row / s.N(), p = row % s.N(), width = s.C / t.groups;
   const Index h = p / s.W, w = p % s.W;
   Run<A> r{};
-  r.total = t.total;
+  r.total = t.total, r.past = t.past;
   if (t.groups > 1 && width < kSide && !t.rows && !t.columns)
     return combine_groups<T, kFactors, kTerms>(source, x, to, s, t, row);
   for (Index g = 0; g < t.groups; ++g) {
@@ -286,17 +288,13 @@ void combine_position(const T* source, const T* x, T* to, const Shape& s, const 
 
 template <class T, int kFactors, bool kTerms>
 void combine_all(const T* source, const T* x, T* to, const Shape& s, const Terms<Acc<T>>& t) {
-  if (s.last)
-    return parallel(s.B * s.N(), s.C, [&](Index row) {
-      combine_position<T, kFactors, kTerms>(source, x, to, s, t, row);
-    });
+  const auto each = [&](Index count, Index cost, const auto& f) {
+    parallel(count, cost, [&](Index i) { f(source, x, to, s, t, i); }, finish_past);
+  };
+  if (s.last) return each(s.B * s.N(), s.C, combine_position<T, kFactors, kTerms>);
   if (t.strips() && s.W < kFew && s.N() <= kSmall)
-    return parallel(s.B * s.C, s.N(), [&](Index plane) {
-      combine_small_plane<T, kFactors, kTerms>(source, x, to, s, t, plane);
-    });
-  parallel(s.B * s.C, s.N(), [&](Index plane) {
-    combine_plane<T, kFactors, kTerms>(source, x, to, s, t, plane);
-  });
+    return each(s.B * s.C, s.N(), combine_small_plane<T, kFactors, kTerms>);
+  each(s.B * s.C, s.N(), combine_plane<T, kFactors, kTerms>);
 }
 
 }  // namespace
@@ -310,7 +308,13 @@ void combine(Tensor source, Optional x, bool total, int64_t groups, Optional cha
   dispatch(source, [&](auto* type) {
     using T = std::remove_pointer_t<decltype(type)>;
     using A = Acc<T>;
-    const Terms<A> t{total,
+    const Shape s = shape_of(source);
+    const bool strips = rows || columns || add_rows || rows_at;
+    const Index length = s.last ? s.C / groups : strips ? s.W : s.N();
+    const bool past = expect_output(out<T>(to), s, length);
+    // Runs to which more is added afterwards are needed in a cache.
+    const Terms<A> t{past && !rows_at && !(s.last && channel_at),
+                     total,
                      groups,
                      in<A>(channel),
                      in<A>(spatial),
@@ -331,8 +335,6 @@ void combine(Tensor source, Optional x, bool total, int64_t groups, Optional cha
                      in<A>(channel_gate),
                      in<A>(rows_peak),
                      in<A>(columns_peak)};
-    const Shape s = shape_of(source);
-    expect_pages(out<T>(to), s.B * s.C * s.N() * sizeof(T));
     const auto run = [&](auto kernel) {
       kernel(in<T>(source), in<T>(x), out<T>(to), s, t);
     };

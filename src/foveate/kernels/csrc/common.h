@@ -108,14 +108,21 @@ inline void parallel(Index n, Index cost, const F& f) {
   parallel(n, cost, f, [] {});
 }
 
-// Prepares for a map to be written. Whether that is better done past the caches: if it is too large
-// to be found there again, and its rows begin where lines of memory do.
+// Prepares for a map to be written, in runs of some elements. Whether that is better done past the
+// caches: if it is too large to be found there again, but not so large that the system has just
+// cleared its memory, through the caches; and if its runs begin where lines of memory do.
+template <class T>
+inline bool expect_output(T* y, const Shape& s, Index run) {
+  constexpr Index kLine = 64, kFar = 8 << 20, kFresh = 32 << 20;
+  const Index bytes = s.B * s.C * s.N() * sizeof(T), row = run * sizeof(T);
+  expect_pages(y, bytes);
+  const bool aligned = reinterpret_cast<uintptr_t>(y) % kLine == 0 && row % kLine == 0;
+  return aligned && bytes >= kFar && bytes < kFresh;
+}
+
 template <class T>
 inline bool expect_output(T* y, const Shape& s) {
-  constexpr Index kLine = 64, kFar = 8 << 20;
-  const Index bytes = s.B * s.C * s.N() * sizeof(T), row = (s.last ? s.C : s.N()) * sizeof(T);
-  expect_pages(y, bytes);
-  return bytes >= kFar && reinterpret_cast<uintptr_t>(y) % kLine == 0 && row % kLine == 0;
+  return expect_output(y, s, s.last ? s.C : s.N());
 }
 
 // Calls run(write) with how a map is written, past the caches or not: write(place, vector, slice).
