@@ -26,6 +26,7 @@ from gatebench.rivals import (
     layers,
     on_path,
     products,
+    readings,
     step,
 )
 from gatebench.targets import LARGE
@@ -119,6 +120,8 @@ def _times_of(
     multiply = layers(key, own, x, training=mode == "training") if key in COMPILED else None
     if multiply is not None:
         contenders.append(Contender(LAYERS, multiply, nullcontext))
+    if key in COMPILED:
+        contenders += [Contender(name, read, nullcontext) for name, read in readings(x).items()]
     found = take_turns(contenders, x.device, rounds)
     names = [name for name in found if name != COPY]
     return {

@@ -12,7 +12,6 @@ from torch.nn import functional as F
 
 from foveate import insert
 from gatebench.clock import Contender, quartiles, ratios, take_turns
-from gatebench.rivals import PRODUCTS, Product
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 GATES = ("cbam", "se")
@@ -66,8 +65,6 @@ def hosts() -> tuple[dict[str, nn.Module], dict[str, str]]:
             found[f"timm {gate}"] = _hooked(host(), _timm(gate))
         except ImportError as error:
             missing[f"timm {gate}"] = f"ImportError: {error}"
-    for name in PRODUCTS:
-        found[name] = _hooked(host(), partial(Product, name))
     return found, missing
 
 

@@ -40,13 +40,20 @@ BYTES = """How many times as fast as the faster timm a gate could be at most, if
 of the readings and writings of the map that it cannot do without, at the speed of a copy, and
 nothing else: a copy for inference; 2.5 for training, 3.5 for `coord` and 4 for `cbam`, which
 normalise over all samples. Where the bound lies below a target, no kernel meets it."""
-REACH = """The same, if a gate took the time of its last step and of its layers alone: the map times
-a constant for each channel, and backward the gradient times it, each into fresh memory, by PyTorch
-or by foveate's kernel, whichever is faster; and the matrix products of its layers, forward and
-backward, by PyTorch into memory that is there. All in the same rounds. It reads nothing else of the
-map. Where this bound lies below a target, no gate that is called by itself meets it, and the table
-of targets counts the miss as out of reach. Of a ResNet-50 the rows of one product say the same:
-what the host pays for such a step in each block."""
+REACH = """The same, if a gate took the time of these alone, all measured in the same rounds:
+
+- the map times a constant for each channel, and backward the gradient times it, each into fresh
+  memory, by PyTorch or by foveate's kernel, whichever is faster;
+- the matrix products of its layers, forward and backward, by PyTorch into memory that is there;
+- a plain sum by PyTorch for each reading that must come before a product can be written: forward
+  one of the map, nearby, as it lies in a cache for the product then; backward one of the map from
+  memory and one of its gradient nearby. `cbam` reads the map once more forward, and once more
+  backward, nearby. What gates read is more than sums.
+
+No call from Python, no gates, no largest values or convolutions, no batch normalisation. Where this
+bound lies below a target, no gate that is called by itself meets it, and the table of targets
+counts the miss as out of reach. In a host a gate can do better: it takes the sum with the shortcut
+and the ReLU along, so that it writes no map of its own."""
 BETWEEN = """All rivals have the same weights and results, but for timm's, whose queries, keys and
 values have an eighth of the channels. Peak memory in multiples of the input."""
 HOSTS = """torchvision's ResNet-50 with random weights at 224 px, a gate behind the last
@@ -80,7 +87,7 @@ def sections(found: dict[str, dict[str, Any]]) -> Iterator[str]:
     yield "## Times as fast as the faster of timm and compiled timm\n\n" + _against(result, TIMM)
     yield f"## What the bytes allow\n\n{BYTES}\n\n" + _grids(result, targets.ceiling)
     if any(targets.reach(entry) is not None for entry in result["gates"]):
-        yield f"## What one product and the layers allow\n\n{REACH}\n\n" + _grids(
+        yield f"## What products, layers and readings allow\n\n{REACH}\n\n" + _grids(
             result, targets.reach
         )
     yield "## Times as fast as timm without compilation\n\n" + _against(result, [TIMM_EAGER])
@@ -115,8 +122,8 @@ def _later(result: dict[str, Any]) -> Iterator[str]:
 
 def _judged(result: dict[str, Any]) -> str:
     verdicts = targets.judge(targets.targets_of(result), result)
-    rows = [(v.target.what, v.demand, v.measured, v.text, v.where) for v in verdicts]
-    return table(("what", "target", "measured", "verdict", "worst at"), rows)
+    rows = [(v.target.what, v.demand, v.measured, v.text, v.where, v.ceiling) for v in verdicts]
+    return table(("what", "target", "measured", "verdict", "worst at", "ceiling there"), rows)
 
 
 def _times(result: dict[str, Any], shape: str) -> Iterator[str]:

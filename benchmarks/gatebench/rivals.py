@@ -31,6 +31,10 @@ PRODUCTS = ("one product", "one product, kernel")
 """What no gate can do without, by PyTorch and by foveate: the faster is a bound."""
 LAYERS = "its layers"
 """What a gate with layers cannot do without beside it: their matrix products."""
+READING, NEAR = "one reading", "one reading nearby"
+"""The sum of the map, and of as much that lies in a cache; what gates read is more than sums."""
+BLOCK = 3 << 20
+"""Bytes of a map that lie nearby."""
 
 Layer = Callable[[Tensor], Tensor]
 
@@ -114,6 +118,18 @@ def products(x: Tensor) -> list[Rival]:
     """The bounds of all gates on a map."""
     modules = {name: Product(name, x.shape[1]).to(x.device, x.dtype) for name in PRODUCTS}
     return [Rival(name, module, module) for name, module in modules.items()]
+
+
+def readings(x: Tensor) -> dict[str, Callable[[], object]]:
+    """Both readings of a map."""
+    count = max(1, min(len(x), BLOCK // x[0].nbytes))
+    near, turns = x[:count], -(-len(x) // count)
+
+    def again() -> None:
+        for _ in range(turns):
+            near.sum()
+
+    return {READING: x.sum, NEAR: again}
 
 
 def vectors(key: str, x: Tensor) -> dict[str, int]:

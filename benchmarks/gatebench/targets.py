@@ -9,7 +9,9 @@ from gatebench.rivals import (
     EAGER,
     FOVEATE,
     LAYERS,
+    NEAR,
     PRODUCTS,
+    READING,
     TIMM_COMPILED,
     TIMM_EAGER,
     compiled,
@@ -28,6 +30,19 @@ PASSES = {
 A sample is read, weighed and written; backward its map and gradient are read, and the gradient of
 the map is written. A normalisation over all samples ends what can stay in the cache: `coord` reads
 map and gradient again behind it, `cbam` also the map itself backward.
+"""
+READINGS = {
+    **dict.fromkeys([(key, "inference") for key in ("se", "eca", "coord", "gc")], (0, 1)),
+    ("cbam", "inference"): (0, 2),
+    **dict.fromkeys([(key, "training") for key in ("se", "eca", "coord", "gc")], (1, 2)),
+    ("cbam", "training"): (1, 4),
+}
+"""Of a map or its gradient, from memory and nearby, that a gate needs beside its products.
+
+Forward the map is read before it can be weighed, by `cbam` twice, the second time weighed by the
+gates of its channels. Backward map and gradient are read before the gradient of the map can be
+written; the map comes from memory for that, all else is taken to lie in a cache. `cbam` reads the
+map once more then, behind the normalisation over all samples.
 """
 TIMM = (TIMM_EAGER, TIMM_COMPILED)
 Record = dict[str, Any]
@@ -60,8 +75,10 @@ class Verdict:
     where: str
     misses: int
     of: int
+    limit: float | None = None
+    """What the products, the layers and the readings allow where that value was measured."""
     beyond: int = 0
-    """Misses where one product and the layers alone would miss too."""
+    """Misses where the products, the layers and the readings alone would miss too."""
 
     @property
     def text(self) -> str:
@@ -79,7 +96,14 @@ class Verdict:
 
     @property
     def measured(self) -> str:
-        return "" if self.value is None else f"{self.value:.3g}{self.target.unit}"
+        return self._worded(self.value)
+
+    @property
+    def ceiling(self) -> str:
+        return self._worded(self.limit)
+
+    def _worded(self, value: float | None) -> str:
+        return "" if value is None else f"{value:.3g}{self.target.unit}"
 
 
 def judge(targets: Sequence[Target], result: Record) -> list[Verdict]:
@@ -89,8 +113,8 @@ def judge(targets: Sequence[Target], result: Record) -> list[Verdict]:
         values = sorted(target.values(result), key=lambda v: v[0], reverse=not target.least)
         missed = [limit for value, _, limit in values if not target.met(value)]
         beyond = sum(limit is not None and not target.met(limit) for limit in missed)
-        worst = values[0][:2] if values else (None, "")
-        verdicts.append(Verdict(target, *worst, len(missed), len(values), beyond))
+        value, where, limit = values[0] if values else (None, "", None)
+        verdicts.append(Verdict(target, value, where, len(missed), len(values), limit, beyond))
     return verdicts
 
 
@@ -123,15 +147,19 @@ def _over(
 
 
 def reach(entry: Record, rivals: Sequence[str] = TIMM) -> float | None:
-    """How many times as long as one product and its layers the fastest of some rivals takes.
+    """How many times as long as the products, layers and readings the fastest of rivals takes.
 
     None where these were not measured.
     """
-    theirs, bounds, layers = (
+    theirs, bounds, layers, reads = (
         [median(entry, name) for name in names if name in entry["milliseconds"]]
-        for names in (rivals, PRODUCTS, (LAYERS,))
+        for names in (rivals, PRODUCTS, (LAYERS,), (READING, NEAR))
     )
-    return min(theirs) / (min(bounds) + sum(layers)) if theirs and bounds else None
+    if not theirs or not bounds:
+        return None
+    counts = READINGS.get((entry["mechanism"], entry["mode"]), (0, 0))
+    reading = sum(n * time for n, time in zip(counts, reads, strict=False))
+    return min(theirs) / (min(bounds) + sum(layers) + reading)
 
 
 def speed(entry: Record, rivals: Sequence[str]) -> float | None:
@@ -154,12 +182,7 @@ def _over_eager(result: Record) -> Values:
 
 def _copies(result: Record) -> Values:
     for entry, where in entries(result, ["cbam"], "training", LARGE[:1]):
-        yield entry["copies"][FOVEATE][1], where, _bound(entry["copies"])
-
-
-def _bound(values: dict[str, Any]) -> float | None:
-    """The lesser median of the products, where they were measured."""
-    return min((values[name][1] for name in PRODUCTS if name in values), default=None)
+        yield entry["copies"][FOVEATE][1], where, None
 
 
 def _saved(result: Record) -> Values:
@@ -174,7 +197,7 @@ def _added(gate: str, mode: str) -> Callable[[Record], Values]:
         for entry in result["hosts"]:
             added = entry.get("added_percent", {})
             if entry.get("mode") == mode and f"foveate {gate}" in added:
-                yield added[f"foveate {gate}"][1], entry["format"], _bound(added)
+                yield added[f"foveate {gate}"][1], entry["format"], None
 
     return values
 

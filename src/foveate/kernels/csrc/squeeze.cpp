@@ -83,6 +83,15 @@ void slide(const A* from, Index C, Index side, const F& weight, A* to) {
 
 }  // namespace
 
+void weigh_channels(Tensor x, Tensor channel, Tensor y) {
+  dispatch(x, [&](auto* t) {
+    using T = std::remove_pointer_t<decltype(t)>;
+    const Shape s = shape_of(x);
+    const bool past = expect_output(out<T>(y), s);
+    weigh<T>(in<T>(x), s, in<Acc<T>>(channel), nullptr, nullptr, out<T>(y), past);
+  });
+}
+
 void squeeze(Tensor x, Tensor w1, Optional b1, Tensor w2, Optional b2, Optional strength,
              Optional shortcut, Tensor y, Optional values) {
   dispatch(x, [&](auto* t) {
@@ -180,6 +189,7 @@ void neighbours_backward(Tensor x, Tensor grad, Tensor values, Tensor kernel, Op
 }  // namespace foveate
 
 STABLE_TORCH_LIBRARY_FRAGMENT(foveate_cpu, m) {
+  m.def("weigh_channels(Tensor x, Tensor channel, Tensor(a!) y) -> ()");
   m.def(
       "squeeze(Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, Tensor? strength, "
       "Tensor? shortcut, Tensor(a!) y, Tensor(b!)? values) -> ()");
@@ -197,6 +207,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(foveate_cpu, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(foveate_cpu, CPU, m) {
+  m.impl("weigh_channels", TORCH_BOX(&foveate::weigh_channels));
   m.impl("squeeze", TORCH_BOX(&foveate::squeeze));
   m.impl("squeeze_backward", TORCH_BOX(&foveate::squeeze_backward));
   m.impl("neighbours", TORCH_BOX(&foveate::neighbours));
