@@ -109,16 +109,13 @@ def pick(x: Tensor, *, least: int | None = None) -> Any | None:
         return None
     if (type(x) is not Tensor and type(x) is not Parameter) or x.dim() != 4:
         return None
-    asked, device = requested(), x.device
-    if (
-        asked == "eager"
-        or device.type == "meta"
-        or x.dtype not in DTYPES
-        or watched()  # first: a tracer warns of the number that follows
-        or not x.numel()
-    ):
+    asked = requested()
+    if asked == "eager" or torch._C._get_tracing_state() is not None:
+        return None  # a tracer would warn of the number that follows
+    device, count = x.device, x.numel()
+    if asked == "auto" and count < (LEAST[device.type == "cuda"] if least is None else least):
         return None
-    if asked == "auto" and x.numel() < (LEAST[device.type == "cuda"] if least is None else least):
+    if not count or device.type == "meta" or x.dtype not in DTYPES or watched():
         return None
     found = _found.get((asked, device.type))
     if found is None:
