@@ -2,6 +2,7 @@
 
 from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -104,7 +105,9 @@ class CrissCross(Mixer):
         found = [x]
         for number in range(self.recurrence):
             last = number == self.recurrence - 1
-            found.append(ops.criss_cross_pass(found[-1], weight, bias, self._dim, keep=last))
+            layout = torch.contiguous_format if last and x.is_contiguous() else torch.channels_last
+            y = ops.criss_cross_pass(found[-1], weight, bias, self._dim, keep=last, layout=layout)
+            found.append(y)
         return found
 
     def forward(self, x: Tensor) -> Tensor:

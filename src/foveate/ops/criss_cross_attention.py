@@ -89,6 +89,7 @@ def _rooms(qkv: Tensor, dim: int) -> tuple[Tensor, Tensor]:
 
 def _forward(qkv: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     out, lse = _rooms(qkv, dim)
+    torch.ops.foveate_cpu.expect(out)
     peak = torch.empty_like(lse)
     torch.ops.foveate_cpu.criss_cross_attention(*_split(qkv, dim), out, peak, lse)
     return out.to(qkv.dtype), lse
@@ -97,6 +98,7 @@ def _forward(qkv: Tensor, dim: int) -> tuple[Tensor, Tensor]:
 def _backward(grad: Tensor, qkv: Tensor, dim: int, lse: Tensor) -> Tensor:
     grad = grad.contiguous(memory_format=torch.channels_last)
     grads = _room(qkv, qkv.shape)
+    torch.ops.foveate_cpu.expect(grads)
     torch.ops.foveate_cpu.criss_cross_attention_backward(
         grad, *_split(qkv, dim), lse, *_split(grads, dim), torch.empty_like(lse)
     )
