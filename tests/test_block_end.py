@@ -124,8 +124,8 @@ def at_once(module: nn.Module, x: Tensor, shortcut: Tensor) -> Tensor:
 
 @every_key
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES[1:4], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
 @both_formats
 def test_gradients_are_those_of_three_operations(
     case: Case,

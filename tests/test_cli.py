@@ -61,6 +61,7 @@ def test_plan_as_json(capsys: Capture) -> None:
         "flops": 2 * 2 * 256 * 16 + 98 * 56 * 56,
         "target": "",
         "options": {},
+        "ends_block": True,
     }
 
 
