@@ -50,16 +50,18 @@ REACH = """The same, if a gate took the time of these alone, all measured in the
   memory and one of its gradient nearby. `cbam` reads the map once more forward, and once more
   backward, nearby. What gates read is more than sums.
 
-No call from Python, no gates, no largest values or convolutions, no batch normalisation. Where this
-bound lies below a target, no gate that is called by itself meets it, and the table of targets
-counts the miss as out of reach. In a host a gate can do better: it takes the sum with the shortcut
-and the ReLU along, so that it writes no map of its own."""
+No call from Python, no gates, no largest values or convolutions, no batch normalisation. The lower
+quartiles of these, against the median of the faster timm. It is measured and not proved: of
+{rows} rows foveate was faster than its ceiling in {refuted}, where fresh memory came at another price.
+The table of targets counts a miss as out of reach where the ceiling misses too, and foveate was not
+faster than it. In a host a gate can do better: it takes the sum with the shortcut and the ReLU along,
+so that it writes no map of its own."""
 BETWEEN = """All rivals have the same weights and results, but for timm's, whose queries, keys and
 values have an eighth of the channels. Peak memory in multiples of the input."""
 HOSTS = """torchvision's ResNet-50 with random weights at 224 px, a gate behind the last
 normalisation of each of the 16 residual branches: foveate's by
 `insert(where="residual", init="paper")`, timm's by a forward hook in the same places of the same
-host."""
+host, whose weights all share. foveate's take the sum with the shortcut and the ReLU along."""
 
 
 def write(found: dict[str, dict[str, Any]], docs: Path) -> None:
@@ -87,9 +89,7 @@ def sections(found: dict[str, dict[str, Any]]) -> Iterator[str]:
     yield "## Times as fast as the faster of timm and compiled timm\n\n" + _against(result, TIMM)
     yield f"## What the bytes allow\n\n{BYTES}\n\n" + _grids(result, targets.ceiling)
     if any(targets.reach(entry) is not None for entry in result["gates"]):
-        yield f"## What products, layers and readings allow\n\n{REACH}\n\n" + _grids(
-            result, targets.reach
-        )
+        yield "## What products, layers and readings allow\n\n" + _reach(result)
     yield "## Times as fast as timm without compilation\n\n" + _against(result, [TIMM_EAGER])
     yield "## Times as fast as foveate without kernels\n\n" + _against(result, [EAGER])
     yield f"## Memory of a training step, {place}\n\n" + _memory(result)
@@ -139,6 +139,13 @@ def _times(result: dict[str, Any], shape: str) -> Iterator[str]:
 
 def _against(result: dict[str, Any], names: Sequence[str]) -> str:
     return _grids(result, lambda entry: targets.speed(entry, names))
+
+
+def _reach(result: dict[str, Any]) -> str:
+    pairs = [(targets.speed(e, TIMM), targets.reach(e)) for e in result["gates"]]
+    both = [(own, limit) for own, limit in pairs if own is not None and limit is not None]
+    refuted = sum(own > limit for own, limit in both)
+    return REACH.format(rows=len(both), refuted=refuted) + "\n\n" + _grids(result, targets.reach)
 
 
 def _grids(result: dict[str, Any], value: Callable[[dict[str, Any]], float | None]) -> str:

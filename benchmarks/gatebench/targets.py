@@ -65,6 +65,11 @@ class Target:
         """Whether a value keeps the bound."""
         return value >= self.bound if self.least else value <= self.bound
 
+    def beyond(self, value: float, limit: float) -> bool:
+        """Whether a limit misses the bound too, and the value does not show that it is no limit."""
+        refuted = value > limit if self.least else value < limit
+        return not self.met(limit) and not refuted
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -111,8 +116,8 @@ def judge(targets: Sequence[Target], result: Record) -> list[Verdict]:
     verdicts = []
     for target in targets:
         values = sorted(target.values(result), key=lambda v: v[0], reverse=not target.least)
-        missed = [limit for value, _, limit in values if not target.met(value)]
-        beyond = sum(limit is not None and not target.met(limit) for limit in missed)
+        missed = [(value, limit) for value, _, limit in values if not target.met(value)]
+        beyond = sum(limit is not None and target.beyond(value, limit) for value, limit in missed)
         value, where, limit = values[0] if values else (None, "", None)
         verdicts.append(Verdict(target, value, where, len(missed), len(values), limit, beyond))
     return verdicts
@@ -149,11 +154,14 @@ def _over(
 def reach(entry: Record, rivals: Sequence[str] = TIMM) -> float | None:
     """How many times as long as the products, layers and readings the fastest of rivals takes.
 
-    None where these were not measured.
+    The median of the rival, and the lower quartiles of what a gate cannot do without. None where
+    these were not measured.
     """
-    theirs, bounds, layers, reads = (
-        [median(entry, name) for name in names if name in entry["milliseconds"]]
-        for names in (rivals, PRODUCTS, (LAYERS,), (READING, NEAR))
+    found = entry["milliseconds"]
+    theirs = [median(entry, name) for name in rivals if name in found]
+    bounds, layers, reads = (
+        [found[name][0] for name in names if name in found]
+        for names in (PRODUCTS, (LAYERS,), (READING, NEAR))
     )
     if not theirs or not bounds:
         return None
