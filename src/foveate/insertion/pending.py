@@ -6,6 +6,8 @@ hands on a tensor that is not computed yet; it waits for the other two, and is t
 """
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -54,7 +56,8 @@ def can_wait(owner: nn.Module, attention: nn.Module, x: Tensor) -> bool:
 class Pending(Tensor):
     """What attention makes of a map, to be computed when it is known what becomes of it.
 
-    Whatever is done with it but to add a map, and then to take the ReLU, computes it first.
+    Whatever is done with it but to add a map, and then to take the ReLU, computes it first, as it
+    would have been where it was made: with gradients or without.
 
     Args:
         attention: A gate that ends blocks.
@@ -66,6 +69,7 @@ class Pending(Tensor):
     x: Tensor
     shortcut: Tensor | None
     value: Tensor | None
+    modes: tuple[bool, bool, bool]
     versions: tuple[int, ...]
 
     @staticmethod
@@ -74,6 +78,7 @@ class Pending(Tensor):
             cls, x.shape, strides=x.stride(), dtype=x.dtype, device=x.device
         )
         made.attention, made.x, made.value = attention, x, None
+        made.modes = _modes(x)
         made.add_shortcut(shortcut)
         return made
 
@@ -94,12 +99,27 @@ class Pending(Tensor):
                 "in place before the block ended"
             )
 
+    def waits_here(self) -> bool:
+        """Whether what happens now is done as it was where this was made."""
+        return self.modes == _modes(self.x)
+
+    @contextmanager
+    def _as_made(self) -> Iterator[None]:
+        grad, inference, autocast = self.modes
+        with (
+            torch.inference_mode(inference),
+            torch.set_grad_enabled(grad),
+            torch.autocast(self.x.device.type, enabled=autocast),
+        ):
+            yield
+
     def computed(self) -> Tensor:
         """What it stands for."""
         if self.value is None:
             self._check()
-            y = self.attention(self.x)
-            self.value = y if self.shortcut is None else y + self.shortcut
+            with self._as_made():
+                y = self.attention(self.x)
+                self.value = y if self.shortcut is None else y + self.shortcut
         return self.value
 
     def ended(self, *, in_place: bool) -> Tensor | None:
@@ -109,7 +129,7 @@ class Pending(Tensor):
             in_place: Whether the ReLU takes the place of what it is of. Without gradients it may
                 then be written over the map, if nobody else holds that.
         """
-        if self.value is not None or self.shortcut is None:
+        if self.value is not None or self.shortcut is None or not self.waits_here():
             return None
         self._check()
         over = in_place and not torch.is_grad_enabled() and sys.getrefcount(self.x) <= 2
@@ -142,6 +162,15 @@ class Pending(Tensor):
         raise RuntimeError(f"{func} cannot take what attention has not computed yet")
 
 
+def _modes(x: Tensor) -> tuple[bool, bool, bool]:
+    """Gradients, inference mode, autocast: whether each is on."""
+    return (
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.is_autocast_enabled(x.device.type),
+    )
+
+
 def _alone(x: Tensor) -> bool:
     """Whether nothing but one Python object refers to a tensor, and nothing else to its memory."""
     storage = x.untyped_storage()
@@ -165,7 +194,7 @@ def _add(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Pending | 
     pending, other = args if isinstance(args[0], Pending) or in_place else args[::-1]
     if not isinstance(pending, Pending) or type(other) is not Tensor:
         return None
-    if pending.value is not None or pending.shortcut is not None:
+    if pending.value is not None or pending.shortcut is not None or not pending.waits_here():
         return None
     x = pending.x
     if (other.shape, other.dtype, other.device) != (x.shape, x.dtype, x.device):
