@@ -139,6 +139,19 @@ def test_an_operator_is_registered_as_torch_wants_it(
     opcheck(getattr(torch.ops.foveate, OPERATORS[name]).default, (x, small, *options))
 
 
+@both_formats
+def test_the_schemas_say_what_is_written(layout: torch.memory_format) -> None:
+    """Of the kernels that no mechanism has to itself."""
+    x = values(2, 8, 5, 6, dtype=torch.float32).to(memory_format=layout)
+    channel, y = values(2, 8, 1, 1, dtype=torch.float32), torch.empty_like(x)
+    weigh, expect = torch.ops.foveate_cpu.weigh_channels, torch.ops.foveate_cpu.expect
+    opcheck(weigh.default, (x, channel, y), test_utils=("test_schema",))
+    opcheck(expect.default, (y,), test_utils=("test_schema",))
+    weigh(x, channel, y)
+    expect(y)
+    torch.testing.assert_close(y, x * channel)
+
+
 @every_reading
 @both_formats
 def test_the_first_of_equal_values_and_of_no_numbers_is_the_largest(

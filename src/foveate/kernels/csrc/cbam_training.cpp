@@ -214,8 +214,8 @@ void cbam_backward(Tensor x, Tensor grad, Tensor values, Tensor places, Tensor w
       std::vector<A> weights(s.B * N);
       temper_all(spatial, s.B * N, of.temper, weights.data());
       const Positions<A> by{weights.data(), plus.data()};
-      const T *xs = from + first * C * N;
-      const T *gs = (y ? in<T>(of_shortcut) : in<T>(grad)) + first * C * N;
+      const T* xs = from + first * C * N;
+      const T* gs = end.of_branch(in<T>(grad)) + first * C * N;
       dot_positions(xs, gs, s, by, grads);
       parallel(s.B, 16 * (N + C), [&](Index i) {
         const Index b = first + i;

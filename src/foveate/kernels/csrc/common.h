@@ -110,7 +110,8 @@ inline void parallel(Index n, Index cost, const F& f) {
 
 // Prepares for a map to be written, in runs of some elements. Whether that is better done past the
 // caches: if it is too large to be found there again, but not so large that the system has just
-// cleared its memory, through the caches; and if its runs begin where lines of memory do.
+// cleared its memory, through the caches; and if its runs begin where lines of memory do. `PAST` of
+// ops/ledger.py has the same bounds.
 template <class T>
 inline bool expect_output(T* y, const Shape& s, Index run) {
   constexpr Index kLine = 64, kFar = 8 << 20, kFresh = 32 << 20;

@@ -15,6 +15,9 @@ struct BackThroughEnd {
   BackThroughEnd(const Optional& y, const Optional& of_shortcut)
       : y(in<T>(y)), of_shortcut(out<T>(of_shortcut)) {}
 
+  // Where the gradient of the branch lies, given that of y.
+  const T* of_branch(const T* grad) const { return y ? of_shortcut : grad; }
+
   // The gradient of the branch from element `from` on, n elements, from that of y.
   const T* operator()(const T* grad, Index from, Index n) const {
     using A = Acc<T>;
@@ -26,7 +29,7 @@ struct BackThroughEnd {
         store(of_shortcut + at, load(y + at, s) <= 0 ? Vec<A>{} : load(grad + at, s), s);
       });
     });
-    return of_shortcut + from;
+    return of_branch(grad) + from;
   }
 };
 

@@ -183,7 +183,7 @@ inline void store(T* p, Vec<Acc<T>> v, const Slice<Acc<T>>& s) {
 // whole need not be read first. `finish_past` must follow in the same thread.
 template <class T>
 inline void store_past(T* p, Vec<Acc<T>> v, const Whole<Acc<T>>& s) {
-#if defined(__GNUC__) && defined(__AVX512F__)
+#ifdef __AVX512F__
   if constexpr (sizeof(T) == sizeof(Acc<T>)) {
     _mm512_stream_si512(reinterpret_cast<__m512i*>(p + s.at), std::bit_cast<__m512i>(v));
   } else {
@@ -204,7 +204,7 @@ inline void store_past(T* p, Vec<Acc<T>> v, const Slice<Acc<T>>& s) {
 }
 
 inline void finish_past() {
-#if defined(__GNUC__) && defined(__AVX512F__)
+#ifdef __AVX512F__
   _mm_sfence();
 #endif
 }
