@@ -52,10 +52,10 @@ REACH = """The same, if a gate took the time of these alone, all measured in the
 
 No call from Python, no gates, no largest values or convolutions, no batch normalisation. The lower
 quartiles of these, against the median of the faster timm. It is measured and not proved: of
-{rows} rows foveate was faster than its ceiling in {refuted}, where fresh memory came at another price.
-The table of targets counts a miss as out of reach where the ceiling misses too, and foveate was not
-faster than it. In a host a gate can do better: it takes the sum with the shortcut and the ReLU along,
-so that it writes no map of its own."""
+{rows} rows foveate was faster than its ceiling in {refuted}, where fresh memory came at another
+price. The table of targets counts a miss as out of reach where the ceiling misses too, and foveate
+was not faster than it. In a host a gate can do better: it takes the sum with the shortcut and the
+ReLU along, so that it writes no map of its own."""
 BETWEEN = """All rivals have the same weights and results, but for timm's, whose queries, keys and
 values have an eighth of the channels. Peak memory in multiples of the input."""
 HOSTS = """torchvision's ResNet-50 with random weights at 224 px, a gate behind the last

@@ -16,7 +16,7 @@ from foveate import kernels
 GATES = ("channel", "spatial", "rows", "columns")
 """Kinds of gates: ``(B, C, 1, 1)``, ``(B, G, H, W)``, ``(B, C, H, 1)``, ``(B, C, 1, W)``."""
 PAST = range(8 << 20, 32 << 20)
-"""Bytes of maps that the C++ kernels write past the caches, as ``expect_output`` in ``common.h`` says.
+"""Bytes of maps that C++ kernels write past the caches, as ``expect_output`` in ``common.h`` says.
 
 A product with gates of channels is faster there than PyTorch's, and slower on smaller maps.
 """
