@@ -213,18 +213,20 @@ void cbam_backward(Tensor x, Tensor grad, Tensor values, Tensor places, Tensor w
       });
       std::vector<A> weights(s.B * N);
       temper_all(spatial, s.B * N, of.temper, weights.data());
-      const Positions<A> by{weights.data(), plus.data()};
+      const Positions<A> by{weights.data(), plus.data(), peak.data(), kept.spatial_at + first * N};
       const T* xs = from + first * C * N;
       const T* gs = end.of_branch(in<T>(grad)) + first * C * N;
-      dot_positions(xs, gs, s, by, grads);
-      parallel(s.B, 16 * (N + C), [&](Index i) {
-        const Index b = first + i;
-        for (Index p = 0; p < N; ++p) {
-          const Index c = kept.spatial_at[b * N + p];
-          grads[i * C + c] += peak[i * N + p] * value(xs + s.index(i, c, p));
-        }
-        strengths[b] += through_gates(kept.gates + b * C, C, of.temper, grads + i * C);
-      });
+      dot_positions(xs, gs, s, s.last ? by : Positions<A>{by.gate, by.plus}, grads);
+      if (!s.last)
+        parallel(s.B, 16 * N, [&](Index i) {
+          for (Index p = i * N; p < (i + 1) * N; ++p) {
+            const Index c = i * C + by.at[p];
+            grads[c] += peak[p] * value(xs + c * N + p % N);
+          }
+        });
+      for (Index i = 0; i < s.B; ++i)
+        strengths[first + i] +=
+            through_gates(kept.gates + (first + i) * C, C, of.temper, grads + i * C);
       apply_transposed(of.fc2, grads, s.B, inner);
       back_through_relu(kept.hidden + 2 * first * hidden, s.B, hidden, inner);
       if (!gx) return;
@@ -232,17 +234,12 @@ void cbam_backward(Tensor x, Tensor grad, Tensor values, Tensor places, Tensor w
       for (Index i = 0; i < s.B; ++i)
         for (Index c = 0; c < C; ++c) add[i * C + c] = pools[2 * i * C + c] / N;
       T* to = gx + first * C * N;
-      const A* channels = acting.data() + first * C;
-      spread(gs, s, channels, by, add.data(), to, past);
-      parallel(s.B, 16 * (N + C), [&](Index i) {
-        const Index b = first + i;
-        for (Index c = 0; c < C; ++c)
-          add_at(to + s.index(i, c, kept.channel_at[b * C + c]), pools[(2 * i + 1) * C + c]);
-        for (Index p = 0; p < N; ++p) {
-          const Index c = kept.spatial_at[b * N + p];
-          add_at(to + s.index(i, c, p), channels[i * C + c] * peak[i * N + p]);
+      spread(gs, s, acting.data() + first * C, by, add.data(), to, past);
+      for (Index i = 0; i < s.B; ++i)
+        for (Index c = 0; c < C; ++c) {
+          const Index p = kept.channel_at[(first + i) * C + c];
+          add_at(to + s.index(i, c, p), pools[(2 * i + 1) * C + c]);
         }
-      });
     });
 
     A* next = out<A>(of_parameters);

@@ -63,11 +63,8 @@ void over_channels(const T* x, const Images& s, const Acc<T>* weight, Index step
           n, s.C, [&](Index r, const auto& i) { return load(from + r * stride, i) * load(by, i); });
       return store(to + b * N + p, sums, Slice<A>{0, 0, n});
     }
-    const Index ahead = rows_ahead<T>(kPositions, stride);
-    sum_columns<A, kPositions>(s.C, n, [&](Index r, const auto& i) {
-      __builtin_prefetch(from + (r + ahead) * stride + i.at);
-      return load(from + r * stride, i) * by[r];
-    }, to + b * N + p);
+    const auto weighed = [&](Index r, const auto& i) { return load(from + r * stride, i) * by[r]; };
+    sum_columns(s.C, n, n < N, weighed, to + b * N + p);
   });
 }
 
@@ -87,11 +84,8 @@ void over_positions(const T* x, const Images& s, const Acc<T>* weight, Acc<T>* t
           n, N, [&](Index r, const auto& i) { return load(from + r * stride, i) * load(by, i); });
       return store(to + b * s.C + c, sums, Slice<A>{0, 0, n});
     }
-    const Index ahead = rows_ahead<T>(kAhead, stride);
-    sum_columns<A, kAhead>(N, n, [&](Index r, const auto& i) {
-      __builtin_prefetch(from + (r + ahead) * stride + i.at);
-      return load(from + r * stride, i) * by[r];
-    }, to + b * s.C + c);
+    const auto weighed = [&](Index r, const auto& i) { return load(from + r * stride, i) * by[r]; };
+    sum_columns(N, n, n < s.C, weighed, to + b * s.C + c);
   });
 }
 
@@ -253,7 +247,7 @@ void context_backward(Tensor x, Tensor grad, Tensor values, Tensor mask, Tensor 
       A *grads = outer.data() + first * C, *narrow_grads = inner.data() + first * hidden;
       std::vector<A> acting(s.B * C), of_context(s.B * C), slope(s.B * N);
       if (of.multiply) {
-        dot_positions(xs, gs, s, Positions<A>{nullptr, nullptr}, grads);
+        dot_positions(xs, gs, s, Positions<A>{}, grads);
         temper_all(gates, s.B * C, of.temper, acting.data());
         for (Index b = 0; b < s.B; ++b)
           strengths[first + b] = through_gates(gates + b * C, C, of.temper, grads + b * C);

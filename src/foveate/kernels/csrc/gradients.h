@@ -46,13 +46,11 @@ inline Vec<A> sum_rows(Index rows, Index n, const F& f) {
   return fold_each<A>(sums, Add{});
 }
 
-// Rows of two maps at once. Where rows are 4096 bytes apart, more would push each other out of the
-// first cache.
-constexpr Index kPositions = 4, kPlanes = 2;
-
-// Sums of columns: f(row, slice) gives what to add up, and the sums go to `to`.
-template <class A, Index few, class F>
-inline void sum_columns(Index rows, Index columns, const F& f, A* to) {
+// Sums of columns: f(row, slice) gives what to add up, and the sums go to `to`. Rows that follow each
+// other in memory are read fastest one by one, rows that are `apart` a few at once.
+template <class A, class F>
+inline void sum_columns(Index rows, Index columns, bool apart, const F& f, A* to) {
+  constexpr Index kFew = 4;
   Room<A> total(columns), some(columns), part(columns);
   const auto add = [&](Index i, auto count) {
     each_slot<A>(columns, [&](const auto& slice, Index at) {
@@ -61,10 +59,12 @@ inline void sum_columns(Index rows, Index columns, const F& f, A* to) {
       narrow(part.data() + at, sums);
     });
   };
-  each_chunk<few>(rows, add, [&](bool many) {
+  const auto end = [&](bool many) {
     for (Index j = 0; j < total.stride; ++j) some[j] += part[j], part[j] = 0;
     for (Index j = 0; many && j < total.stride; ++j) total[j] += some[j], some[j] = 0;
-  });
+  };
+  if (apart) each_chunk<kFew>(rows, add, end);
+  else each_chunk<1>(rows, add, end);
   for (Index j = 0; j < columns; ++j) to[j] = total[slot<A>(j, columns)];
 }
 
@@ -78,7 +78,6 @@ void dot_channels(const T* x, const T* g, const Images& s, const Acc<T>* gate, A
     const Index b = i / tiles, p = i % tiles * width, n = std::min(width, N - p);
     const A* by = gate + b * s.C;
     const Index stride = s.last ? s.C : N, at = s.last ? (b * N + p) * s.C : b * s.C * N + p;
-    const Index ahead = rows_ahead<T>(kPlanes, stride);
     const T *xs = x + at, *gs = g + at;
     if (s.last) {
       const Vec<A> sums = sum_rows<A>(n, s.C, [&](Index r, const auto& i) {
@@ -86,24 +85,44 @@ void dot_channels(const T* x, const T* g, const Images& s, const Acc<T>* gate, A
       });
       return store(to + b * N + p, sums, Slice<A>{0, 0, n});
     }
-    sum_columns<A, kPlanes>(
-        s.C, n,
-        [&](Index r, const auto& i) {
-          __builtin_prefetch(xs + (r + ahead) * stride + i.at);
-          __builtin_prefetch(gs + (r + ahead) * stride + i.at);
-          return load(xs + r * stride, i) * load(gs + r * stride, i) * by[r];
-        },
-        to + b * N + p);
+    const auto weighed = [&](Index r, const auto& i) {
+      return load(xs + r * stride, i) * load(gs + r * stride, i) * by[r];
+    };
+    sum_columns(s.C, n, n < N, weighed, to + b * N + p);
   });
 }
 
-// What a pass over the positions multiplies g by and adds to it; null for ones and zeros.
+// What a pass over the positions multiplies g by and adds to it, and adds to the channel `at` alone;
+// null for ones and zeros.
 template <class A>
 struct Positions {
-  const A *gate, *plus;  // (B, H, W)
+  const A *gate = nullptr, *plus = nullptr, *peak = nullptr;  // (B, H, W)
+  const int32_t* at = nullptr;
+
+  // Of image b of n positions.
+  Positions of(Index b, Index n) const {
+    const auto own = [&](auto p) { return p ? p + b * n : p; };
+    return {own(gate), own(plus), own(peak), own(at)};
+  }
+
+  // For channels of which c is the first, at position p.
+  template <class S>
+  Vec<A> across(Vec<A> g, Index p, Index c, const S& s) const {
+    if (gate) g = g * gate[p] + plus[p];
+    if (!at) return g;
+    const auto here = iota<A>() + Lane<A>(s.at) == Lane<A>(at[p] - c);
+    return g + (here ? splat(peak[p]) : Vec<A>{});
+  }
+
+  // For channel c, at positions.
+  template <class S>
+  Vec<A> along(Vec<A> g, Index c, const S& s) const {
+    if (gate) g = g * load(gate, s) + load(plus, s);
+    return at ? g + (load_index(at, s) == Lane<A>(c) ? load(peak, s) : Vec<A>{}) : g;
+  }
 };
 
-// For each channel, the sum over the positions of x (g gate + plus).
+// For each channel, the sum over the positions of x (g gate + plus), and of x peak at its places.
 template <class T>
 void dot_positions(const T* x, const T* g, const Images& s, const Positions<Acc<T>>& by,
                    Acc<T>* to) {
@@ -113,31 +132,23 @@ void dot_positions(const T* x, const T* g, const Images& s, const Positions<Acc<
   parallel(s.B * tiles, N * width, [&](Index i) {
     const Index b = i / tiles, c = i % tiles * width, n = std::min(width, s.C - c);
     const Index stride = s.last ? s.C : N, at = s.last ? b * N * s.C + c : (b * s.C + c) * N;
-    const Index ahead = rows_ahead<T>(kPositions, stride);
     const T *xs = x + at, *gs = g + at;
-    const A *gate = by.gate + b * N, *plus = by.plus + b * N;
+    const Positions<A> own = by.of(b, N);
     if (!s.last) {
       const Vec<A> sums = sum_rows<A>(n, N, [&](Index r, const auto& i) {
-        Vec<A> v = load(gs + r * stride, i);
-        if (by.gate) v = v * load(gate, i) + load(plus, i);
-        return v * load(xs + r * stride, i);
+        return own.along(load(gs + r * stride, i), c + r, i) * load(xs + r * stride, i);
       });
       return store(to + b * s.C + c, sums, Slice<A>{0, 0, n});
     }
-    sum_columns<A, kPositions>(
-        N, n,
-        [&](Index r, const auto& i) {
-          __builtin_prefetch(xs + (r + ahead) * stride + i.at);
-          __builtin_prefetch(gs + (r + ahead) * stride + i.at);
-          Vec<A> v = load(gs + r * stride, i);
-          if (by.gate) v = v * gate[r] + plus[r];
-          return v * load(xs + r * stride, i);
-        },
-        to + b * s.C + c);
+    const auto both = [&](Index r, const auto& i) {
+      return own.across(load(gs + r * stride, i), r, c, i) * load(xs + r * stride, i);
+    };
+    sum_columns(N, n, n < s.C, both, to + b * s.C + c);
   });
 }
 
-// channel (g gate + plus) + add, the gradient of the map. `past`: write past the caches.
+// channel (g gate + plus + peak at its places) + add, the gradient of the map. `past`: write past the
+// caches.
 template <class T>
 void spread(const T* g, const Shape& s, const Acc<T>* channel, const Positions<Acc<T>>& by,
             const Acc<T>* add, T* to, bool past) {
@@ -147,23 +158,21 @@ void spread(const T* g, const Shape& s, const Acc<T>* channel, const Positions<A
   const Index tiles = (rows + kRows - 1) / kRows;
   writing(past, [&](const auto& write) {
     parallel(s.B * tiles, kRows * n, [&](Index tile) {
-      const Index b = tile / tiles, first = tile % tiles * kRows;
-      const A *gate = by.gate + b * N, *plus = by.plus + b * N;
-      for (Index r = first; r < std::min(rows, first + kRows); ++r) {
-        const Index row = b * rows + r;
+      const Index b = tile / tiles, first = tile % tiles * kRows, end = std::min(rows, first + kRows);
+      const Positions<A> own = by.of(b, N);
+      const A *times = channel + b * s.C, *more = add + b * s.C;
+      for (Index r = first; r < end; ++r) {
+        const T* from = g + (b * rows + r) * n;
+        T* into = to + (b * rows + r) * n;
         if (s.last) {
-          const Vec<A> times = splat(by.gate ? gate[r] : A(1));
-          const Vec<A> more = splat(by.gate ? plus[r] : A(0));
           each_slice<A>(n, [&](const auto& i) {
-            const Vec<A> v = load(g + row * n, i) * times + more;
-            write(to + row * n, v * load(channel + b * s.C, i) + load(add + b * s.C, i), i);
+            const Vec<A> v = own.across(load(from, i), r, 0, i);
+            write(into, v * load(times, i) + load(more, i), i);
           });
         } else {
-          const Vec<A> times = splat(channel[row]), more = splat(add[row]);
+          const Vec<A> factor = splat(times[r]), rest = splat(more[r]);
           each_slice<A>(n, [&](const auto& i) {
-            Vec<A> v = load(g + row * n, i);
-            if (by.gate) v = v * load(gate, i) + load(plus, i);
-            write(to + row * n, v * times + more, i);
+            write(into, own.along(load(from, i), r, i) * factor + rest, i);
           });
         }
       }

@@ -55,18 +55,17 @@ Acc<T> through_means(const Tensor& x, const Tensor& grad, const Optional& streng
   std::vector<A> strengths(all.B);
   each_block(all, sizeof(T), [&](const Images& s, Index first) {
     const Index at = first * s.C * s.N(), n = s.B * s.C;
-    const Positions<A> everywhere{nullptr, nullptr};
     const A* gates = kept.gates + first * s.C;
     const T* g = end(in<T>(grad), at, n * s.N());
     std::vector<A> grads(n), acting(n);
-    dot_positions(in<T>(x) + at, g, s, everywhere, grads.data());
+    dot_positions(in<T>(x) + at, g, s, Positions<A>{}, grads.data());
     for (Index b = 0; b < s.B; ++b)
       strengths[first + b] = through_gates(gates + b * s.C, s.C, temper, grads.data() + b * s.C);
     A* means = f(first, s.B, grads.data());
     if (!to) return;
     for (Index i = 0; i < n; ++i) means[i] /= s.N();
     temper_all(gates, n, temper, acting.data());
-    spread(g, s, acting.data(), everywhere, means, out<T>(to) + at, past);
+    spread(g, s, acting.data(), Positions<A>{}, means, out<T>(to) + at, past);
   });
   return std::accumulate(strengths.begin(), strengths.end(), A(0));
 }
