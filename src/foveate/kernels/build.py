@@ -101,7 +101,7 @@ def _load_somehow() -> tuple[Path, str | None]:
     compiler, sources = find_compiler(), read_sources(SOURCES)
 
     def make(scratch: Path) -> Path:
-        _log.warning("foveate builds its C++ kernels for this machine, once: about half a minute")
+        _log.warning("foveate builds its C++ kernels for this machine, once: about a minute")
         return compile_library(compiler, sources, scratch)
 
     try:
