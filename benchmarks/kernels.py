@@ -79,7 +79,7 @@ def measure(scope: gates.Scope, device: torch.device, out: Path | None) -> dict[
 def report(result: dict[str, Any]) -> str:
     """The targets as lines of text."""
     lines = [
-        (verdict.text, verdict.measured, verdict.demand, verdict.target.what, verdict.where)
+        (verdict.text, verdict.measured[0], verdict.demand, verdict.target.what, verdict.where)
         for verdict in targets.judge(targets.targets_of(result), result)
     ]
     widths = [max(len(line[column]) for line in lines) for column in range(4)]

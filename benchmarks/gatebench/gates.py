@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from gatebench import positions
+from gatebench.alone import again, calls_of
 from gatebench.clock import FEW, ROUNDS, Contender, Rounds, quartiles, ratios, take_turns
 from gatebench.hosts import FORMATS, ON_CARD, ON_PROCESSOR, Case
 from gatebench.memory import footprint
 from gatebench.rivals import (
+    ALONE,
     COMPILED,
     COPY,
     EAGER,
@@ -104,11 +106,12 @@ def _times_of(
         rivals += compiled_rivals(rivals)
     if key in COMPILED:
         rivals += products(x)
-    own = rivals[0].module
+    own, training = rivals[0], mode == "training"
+    calls = calls_of(step(own, x, training=training))
     target = torch.empty_like(x)
     contenders = [Contender(COPY, lambda: target.copy_(x), nullcontext)]
     for rival in rivals:
-        call = step(rival, x, training=mode == "training")
+        call = step(rival, x, training=training)
         try:
             call()
         except ValueError as error:  # textbook norms refuse to train on a single value
@@ -117,11 +120,10 @@ def _times_of(
             missing[rival.name] = f"{type(error).__name__}: {error}"
             continue
         contenders.append(Contender(rival.name, call, partial(on_path, rival)))
-    multiply = layers(key, own, x, training=mode == "training") if key in COMPILED else None
-    if multiply is not None:
-        contenders.append(Contender(LAYERS, multiply, nullcontext))
     if key in COMPILED:
-        contenders += [Contender(name, read, nullcontext) for name, read in readings(x).items()]
+        multiply = layers(key, own.module, x, training=training)
+        bounds = {LAYERS: multiply, **readings(x), ALONE: again(calls)}
+        contenders += [Contender(n, call, nullcontext) for n, call in bounds.items() if call]
     found = take_turns(contenders, x.device, rounds)
     names = [name for name in found if name != COPY]
     return {
@@ -129,6 +131,7 @@ def _times_of(
         "copies": {name: ratios(found, name, COPY) for name in names},
         "slower": {name: ratios(found, name, FOVEATE) for name in names if name != FOVEATE},
         "rounds": len(found[COPY]),
+        "calls": len(calls),
         "missing": missing,
     }
 

@@ -7,6 +7,7 @@ from typing import Any
 from foveate.describe.tables import table
 from foveate.figures.style import svg
 from gatebench import chart, rivals, targets
+from gatebench.clock import quartiles
 from gatebench.gates import MODES
 from gatebench.rivals import EAGER, NAMES, TIMM_EAGER
 from gatebench.targets import TIMM
@@ -56,6 +57,13 @@ quartiles of these, against the median of the faster timm. It is measured and no
 price. The table of targets counts a miss as out of reach where the ceiling misses too, and foveate
 was not faster than it. In a host a gate can do better: it takes the sum with the shortcut and the
 ReLU along, so that it writes no map of its own."""
+KERNELS = """The same again, if a step of foveate were its kernels alone: the calls of them that one
+step makes, repeated in the same rounds on the tensors of that step. What the measured speeds lack
+to these is memory for outputs and gradients, calls from Python, and autograd; what these lack to
+the ceiling above is the kernels' own."""
+SAME = """In {rows} rows foveate calls no kernel, and both run the same operations. Half of these
+lie between {low:.2f} and {high:.2f}, all of them between {least:.2f} and {most:.2f}: by so much
+equal things differ here."""
 BETWEEN = """All rivals have the same weights and results, but for timm's, whose queries, keys and
 values have an eighth of the channels. Peak memory in multiples of the input."""
 HOSTS = """torchvision's ResNet-50 with random weights at 224 px, a gate behind the last
@@ -90,8 +98,10 @@ def sections(found: dict[str, dict[str, Any]]) -> Iterator[str]:
     yield f"## What the bytes allow\n\n{BYTES}\n\n" + _grids(result, targets.ceiling)
     if any(targets.reach(entry) is not None for entry in result["gates"]):
         yield "## What products, layers and readings allow\n\n" + _reach(result)
+    if any(targets.alone(entry) is not None for entry in result["gates"]):
+        yield f"## What the kernels allow\n\n{KERNELS}\n\n" + _grids(result, targets.alone)
     yield "## Times as fast as timm without compilation\n\n" + _against(result, [TIMM_EAGER])
-    yield "## Times as fast as foveate without kernels\n\n" + _against(result, [EAGER])
+    yield "## Times as fast as foveate without kernels\n\n" + _over_eager(result)
     yield f"## Memory of a training step, {place}\n\n" + _memory(result)
     yield "## Attention between positions\n\n" + _between(result)
     yield "## A ResNet-50\n\n" + _hosts(result)
@@ -122,8 +132,9 @@ def _later(result: dict[str, Any]) -> Iterator[str]:
 
 def _judged(result: dict[str, Any]) -> str:
     verdicts = targets.judge(targets.targets_of(result), result)
-    rows = [(v.target.what, v.demand, v.measured, v.text, v.where, v.ceiling) for v in verdicts]
-    return table(("what", "target", "measured", "verdict", "worst at", "ceiling there"), rows)
+    rows = [(v.target.what, v.demand, v.text, v.where, *v.measured) for v in verdicts]
+    heads = ("what", "target", "verdict", "worst at", "measured", "kernels alone", "ceiling")
+    return table(heads, rows)
 
 
 def _times(result: dict[str, Any], shape: str) -> Iterator[str]:
@@ -146,6 +157,16 @@ def _reach(result: dict[str, Any]) -> str:
     both = [(own, limit) for own, limit in pairs if own is not None and limit is not None]
     refuted = sum(own > limit for own, limit in both)
     return REACH.format(rows=len(both), refuted=refuted) + "\n\n" + _grids(result, targets.reach)
+
+
+def _over_eager(result: dict[str, Any]) -> str:
+    same = sorted(e["slower"][EAGER][1] for e in result["gates"] if not e["calls"])
+    shown = _against(result, [EAGER])
+    if len(same) < 2:
+        return shown
+    low, _, high = quartiles(same)
+    told = SAME.format(rows=len(same), low=low, high=high, least=same[0], most=same[-1])
+    return f"{told}\n\n{shown}"
 
 
 def _grids(result: dict[str, Any], value: Callable[[dict[str, Any]], float | None]) -> str:

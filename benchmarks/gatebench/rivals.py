@@ -31,6 +31,8 @@ PRODUCTS = ("one product", "one product, kernel")
 """What no gate can do without, by PyTorch and by foveate: the faster is a bound."""
 LAYERS = "its layers"
 """What a gate with layers cannot do without beside it: their matrix products."""
+ALONE = "its kernels"
+"""Those that foveate calls in a step, again on the tensors of that step."""
 READING, NEAR = "one reading", "one reading nearby"
 """The sum of the map, and of as much that lies in a cache; what gates read is more than sums."""
 BLOCK = 3 << 20

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from gatebench.position_forms import EINSUM, TEXTBOOK
 from gatebench.rivals import (
+    ALONE,
     EAGER,
     FOVEATE,
     LAYERS,
@@ -46,8 +47,22 @@ map once more then, behind the normalisation over all samples.
 """
 TIMM = (TIMM_EAGER, TIMM_COMPILED)
 Record = dict[str, Any]
-Values = Iterator[tuple[float, str, float | None]]
-"""Measured values, each with where it was measured, and what :func:`reach` says of that."""
+
+
+class Value(NamedTuple):
+    """What was measured, where, and what explains it."""
+
+    value: float
+    where: str
+    limit: float | None = None
+    """What the products, the layers and the readings allow there: :func:`reach`."""
+    alone: float | None = None
+    """What the kernels alone would reach there: :func:`alone`."""
+    same: bool = False
+    """Whether foveate called no kernel, so that it ran the operations it is measured against."""
+
+
+Values = Iterator[Value]
 
 
 @dataclass(frozen=True)
@@ -76,14 +91,13 @@ class Verdict:
     """A target and the value that comes closest to missing it, or misses it most."""
 
     target: Target
-    value: float | None
-    where: str
+    worst: Value | None
     misses: int
     of: int
-    limit: float | None = None
-    """What the products, the layers and the readings allow where that value was measured."""
     beyond: int = 0
     """Misses where the products, the layers and the readings alone would miss too."""
+    same: int = 0
+    """Misses of operations against themselves."""
 
     @property
     def text(self) -> str:
@@ -91,8 +105,9 @@ class Verdict:
             return "not measured"
         if not self.misses:
             return "met"
-        beyond = f", {self.beyond} of them out of reach" if self.beyond else ""
-        return f"not met, {self.misses} of {self.of} miss{beyond}"
+        notes = {"out of reach": self.beyond, "the same operations": self.same}
+        told = "".join(f", {count} of them {note}" for note, count in notes.items() if count)
+        return f"not met, {self.misses} of {self.of} miss{told}"
 
     @property
     def demand(self) -> str:
@@ -100,12 +115,15 @@ class Verdict:
         return f"{relation} {self.target.bound:g}{self.target.unit}"
 
     @property
-    def measured(self) -> str:
-        return self._worded(self.value)
+    def measured(self) -> tuple[str, str, str]:
+        """The worst value, and what its kernels alone and the ceiling would be there."""
+        found = self.worst and (self.worst.value, self.worst.alone, self.worst.limit)
+        low, alone, limit = (self._worded(value) for value in found or (None, None, None))
+        return low, alone, limit
 
     @property
-    def ceiling(self) -> str:
-        return self._worded(self.limit)
+    def where(self) -> str:
+        return "" if self.worst is None else self.worst.where
 
     def _worded(self, value: float | None) -> str:
         return "" if value is None else f"{value:.3g}{self.target.unit}"
@@ -115,11 +133,12 @@ def judge(targets: Sequence[Target], result: Record) -> list[Verdict]:
     """Each target with its worst value."""
     verdicts = []
     for target in targets:
-        values = sorted(target.values(result), key=lambda v: v[0], reverse=not target.least)
-        missed = [(value, limit) for value, _, limit in values if not target.met(value)]
-        beyond = sum(limit is not None and target.beyond(value, limit) for value, limit in missed)
-        value, where, limit = values[0] if values else (None, "", None)
-        verdicts.append(Verdict(target, value, where, len(missed), len(values), limit, beyond))
+        values = sorted(target.values(result), key=lambda v: v.value, reverse=not target.least)
+        missed = [value for value in values if not target.met(value.value)]
+        beyond = sum(v.limit is not None and target.beyond(v.value, v.limit) for v in missed)
+        same = sum(value.same for value in missed)
+        worst = values[0] if values else None
+        verdicts.append(Verdict(target, worst, len(missed), len(values), beyond, same))
     return verdicts
 
 
@@ -146,7 +165,7 @@ def _over(
         for entry, where in entries(result, keys.split(), mode, shapes):
             ratio = speed(entry, rivals)
             if ratio is not None:
-                yield ratio, where, reach(entry, rivals)
+                yield Value(ratio, where, reach(entry, rivals), alone(entry, rivals))
 
     return values
 
@@ -176,6 +195,12 @@ def speed(entry: Record, rivals: Sequence[str]) -> float | None:
     return min(own, default=None)
 
 
+def alone(entry: Record, rivals: Sequence[str] = TIMM) -> float | None:
+    """The same if a step of foveate were its kernels and nothing else, in memory that is there."""
+    found, part = speed(entry, rivals), entry["slower"].get(ALONE)
+    return None if found is None or part is None else found / part[1]
+
+
 def ceiling(entry: Record) -> float | None:
     """How many times as fast as the faster timm a gate could be that took the time of its bytes."""
     passes = PASSES.get((entry["mechanism"], entry["mode"]))
@@ -185,19 +210,19 @@ def ceiling(entry: Record) -> float | None:
 
 def _over_eager(result: Record) -> Values:
     for entry, where in entries(result, None, None, None):
-        yield entry["slower"][EAGER][1], where, None
+        yield Value(entry["slower"][EAGER][1], where, same=not entry["calls"])
 
 
 def _copies(result: Record) -> Values:
     for entry, where in entries(result, ["cbam"], "training", LARGE[:1]):
-        yield entry["copies"][FOVEATE][1], where, None
+        yield Value(entry["copies"][FOVEATE][1], where)
 
 
 def _saved(result: Record) -> Values:
     for entry in result["memory"]:
         if FOVEATE in entry["rivals"]:
             found = entry["rivals"][FOVEATE]
-            yield max(found["saved"], 1 + found["held"]), entry["mechanism"], None
+            yield Value(max(found["saved"], 1 + found["held"]), entry["mechanism"])
 
 
 def _added(gate: str, mode: str) -> Callable[[Record], Values]:
@@ -205,7 +230,7 @@ def _added(gate: str, mode: str) -> Callable[[Record], Values]:
         for entry in result["hosts"]:
             added = entry.get("added_percent", {})
             if entry.get("mode") == mode and f"foveate {gate}" in added:
-                yield added[f"foveate {gate}"][1], entry["format"], None
+                yield Value(added[f"foveate {gate}"][1], entry["format"])
 
     return values
 
@@ -217,7 +242,7 @@ def _over_form(key: str, form: str) -> Callable[[Record], Values]:
         for entry, where in _positions(result, key):
             ratio = speed(entry, [form, compiled(form)])
             if ratio is not None:
-                yield ratio, where, None
+                yield Value(ratio, where)
 
     return values
 
@@ -228,7 +253,7 @@ def _peak_of(key: str, form: str | None = None) -> Callable[[Record], Values]:
     def values(result: Record) -> Values:
         for entry, where in _positions(result, key):
             unit = 1.0 if form is None else entry["memory"][form]["peak"]
-            yield entry["memory"][FOVEATE]["peak"] / unit, where, None
+            yield Value(entry["memory"][FOVEATE]["peak"] / unit, where)
 
     return values
 
@@ -241,7 +266,7 @@ def _positions(result: Record, key: str) -> Iterator[tuple[Record, str]]:
 
 def _over_bytes(result: Record) -> Values:
     for entry, where in entries(result, ["cbam"], "training", [ON_CARD]):
-        yield entry["copies"][FOVEATE][1] / (PASSES["cbam", "training"] / 2), where, None
+        yield Value(entry["copies"][FOVEATE][1] / (PASSES["cbam", "training"] / 2), where)
 
 
 _HOST = "ResNet-50, {}: `{}` over the bare host"

@@ -10,8 +10,8 @@ from foveate.mechanisms.base import Gate, Published, check_divides
 from foveate.registry import register_mechanism
 
 EPS = 1e-5
-PLAIN = 1 << 22
-"""Elements of a channels_last map below which inference needs no kernels."""
+PLAIN = (1 << 20, 1 << 22)
+"""Elements of a map, contiguous or channels_last, below which inference needs no kernels."""
 
 
 @register_mechanism("sge")
@@ -69,7 +69,7 @@ class SpatialGroupEnhance(Gate):
         return {"position": gate.repeat_interleave(x.shape[1] // self.num_groups, dim=1)}
 
     def plain_inference(self, x: Tensor) -> bool:
-        return not x.is_contiguous() and x.numel() < PLAIN
+        return x.numel() < PLAIN[not x.is_contiguous()]
 
     def forward(self, x: Tensor) -> Tensor:
         x = ops.fuse(x, plain_inference=self.plain_inference(x)) if self.fused else x
