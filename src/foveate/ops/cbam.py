@@ -110,7 +110,7 @@ class _Cbam(torch.autograd.Function):
         ended = None if shortcut is None else y
         ctx.save_for_backward(x, values, places, ended, *given, *(running or ()))
         ctx.eps, ctx.backend = eps, backend
-        statistics = values[-3:].clone()
+        statistics = values[-3:]
         ctx.mark_non_differentiable(statistics)
         return y, statistics
 

@@ -61,7 +61,7 @@ def shared_out(
         parameters: What they are gradients of.
         needed: Which of them are wanted.
     """
-    parts = zip(found.split(list(sizes)), parameters, needed, strict=True)
+    parts = zip(found.split_with_sizes(sizes), parameters, needed, strict=True)
     return [
         part.view(t.shape).to(t.dtype) if need and t is not None else None
         for part, t, need in parts
