@@ -210,7 +210,7 @@ def test_inline_svg_takes_ink_and_font_of_the_page_and_lets_nothing_through(look
         {evil: looks["se"]},
         xlabel=evil,
     )
-    text = figures.inline_svg(figure, label=evil)
+    text = figures.inline_svg(figures.svg(figure), label=evil)
     root = ET.fromstring(text)
     assert root.get("aria-label") == evil
     assert "script" not in {element.tag.split("}")[-1] for element in root.iter()}

@@ -61,13 +61,20 @@ def assert_same(a: list[Tensor], b: list[Tensor]) -> None:
     assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-def check_host(model: nn.Module, args: tuple, key: str, where: str) -> bool:
+class Bare:
+    """What a host computes and holds before anything is inserted."""
+
+    def __init__(self, model: nn.Module, args: tuple) -> None:
+        self.args, self.state = args, state(model)
+        self.evaluated = run(model, args, training=False)
+        self.trained = run(model, args, training=True)
+        self.buffers = batchnorm_buffers(model)
+        model.load_state_dict(self.state[2])
+
+
+def check_host(model: nn.Module, bare: Bare, key: str, where: str) -> bool:
     """Insert, compare with the bare host in both modes, remove; False without such a place."""
-    before = state(model)
-    evaluated = run(model, args, training=False)
-    trained = run(model, args, training=True)
-    buffers = batchnorm_buffers(model)
-    model.load_state_dict(before[2])
+    before, args = bare.state, bare.args
     model.train()
     handle = put(model, key, where=where, example=args, **fitting(key, 16))
     if handle is None:
@@ -82,15 +89,15 @@ def check_host(model: nn.Module, args: tuple, key: str, where: str) -> bool:
     assert set(loaded.missing_keys) <= set(added)
     assert not loaded.unexpected_keys
 
-    assert_same(run(model, args, training=False), evaluated)
-    assert_same(run(model, args, training=True), trained)
+    assert_same(run(model, args, training=False), bare.evaluated)
+    assert_same(run(model, args, training=True), bare.trained)
     after = batchnorm_buffers(model)
-    assert all(torch.equal(after[name], value) for name, value in buffers.items())
+    assert all(torch.equal(after[name], value) for name, value in bare.buffers.items())
 
     assert foveate.remove(model) is model
     model.load_state_dict(before[2])
     assert_state(state(model), before)
-    assert_same(run(model, args, training=False), evaluated)
+    assert_same(run(model, args, training=False), bare.evaluated)
     return True
 
 
@@ -104,8 +111,8 @@ def assert_state(now: tuple, before: tuple) -> None:
 def test_zoo(name: str) -> None:
     torch.manual_seed(0)
     model = ZOO[name]()
-    args = (torch.rand(2, 3, 64, 64),)
-    taken = [where for where in ZOO_PLACES if check_host(model, args, _CYCLE[name, where], where)]
+    bare = Bare(model, (torch.rand(2, 3, 64, 64),))
+    taken = [where for where in ZOO_PLACES if check_host(model, bare, _CYCLE[name, where], where)]
     assert {"stage", "conv3x3", "pre"} <= set(taken)
     assert "residual" in taken or name == "squeezenet1_1"  # it has neither additions nor norms
 
@@ -149,9 +156,9 @@ _THIRDS = {
 @pytest.mark.parametrize(("name", "key"), _THIRDS)
 def test_handmade(name: str, key: str) -> None:
     torch.manual_seed(0)
-    model, args = HANDMADE[name](), image(name)
-    wanted = _THIRDS[name, key]
-    taken = {where for where in wanted if check_host(model, args, key, where)}
+    model = HANDMADE[name]()
+    bare, wanted = Bare(model, image(name)), _THIRDS[name, key]
+    taken = {where for where in wanted if check_host(model, bare, key, where)}
     assert {"residual", "pre", "conv", "conv3x3"} & set(wanted) <= taken
 
 

@@ -450,7 +450,7 @@ def test_every_way_out_is_a_whole_file() -> None:
     assert figures.encoded(figure, "pdf").startswith(b"%PDF-")
     again = figures.svg(explain.sheet(model, image, cams=()))
     assert again == figures.svg(explain.sheet(model, image, cams=()))
-    inline = figures.inline_svg(figure, label="a <sheet>")
+    inline = figures.inline_svg(figures.svg(figure), label="a <sheet>")
     assert "image/png" not in inline
     assert inline.count("image/webp") == figures.svg(figure).count("image/png") > 0
     assert len(inline) < len(figures.svg(figure))

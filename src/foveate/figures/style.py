@@ -122,15 +122,14 @@ def encoded(figure: Figure, ending: str) -> bytes:
     return ways[ending](figure)
 
 
-def inline_svg(figure: Figure, *, label: str) -> str:
-    """The figure for the inside of a page: no background, ink and font of the page.
+def inline_svg(drawn: str, *, label: str) -> str:
+    """A figure for the inside of a page: no background, ink and font of the page.
 
     Args:
-        figure: What to draw.
-        label: What the figure shows, for those who cannot see it.
+        drawn: The figure as :func:`svg` draws it.
+        label: What it shows, for those who cannot see it.
     """
-    text = svg(figure)
-    text = text[text.index("<svg") :]
+    text = drawn[drawn.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'<g id="[^"]*"', "<g", text)  # repeated in every figure, and of no use
     text = re.sub(r' (?:width|height)="[\d.]+pt"', "", text, count=2)

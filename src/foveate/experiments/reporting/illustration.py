@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,15 @@ class Illustration:
     caption: str
     figure: figures.Figure
 
+    @cached_property
+    def svg(self) -> str:
+        """Drawn once, for the page and for its file."""
+        return figures.svg(self.figure)
+
     @property
     def inline(self) -> Markup:
         # Safe as it is: matplotlib escapes the text that it draws.
-        return Markup(figures.inline_svg(self.figure, label=f"{self.title}. {self.caption}"))
+        return Markup(figures.inline_svg(self.svg, label=f"{self.title}. {self.caption}"))
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,5 @@ def write_figures(illustrations: Iterable[Illustration], folder: Path) -> None:
     """Write each as PNG and as SVG under its name."""
     folder.mkdir(parents=True, exist_ok=True)
     for drawn in illustrations:
-        for ending in ("png", "svg"):
-            path = folder / f"{drawn.name}.{ending}"
-            write_bytes(path, figures.encoded(drawn.figure, ending))
+        write_bytes(folder / f"{drawn.name}.svg", drawn.svg.encode())
+        write_bytes(folder / f"{drawn.name}.png", figures.png(drawn.figure))
