@@ -43,11 +43,11 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
 def test_foveate_commands_run(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each ``$ foveate ...`` line; long trainings are cut to one epoch and one seed."""
+    """Each ``$ foveate ...`` line; trainings are cut to one epoch, one seed, two mechanisms."""
     monkeypatch.chdir(tmp_path)
     for block in blocks(page, "console"):
         for line in re.findall(r"^\$ foveate (.*)$", block, re.MULTILINE):
-            words = shlex.split(line, comments=True)
+            words = shlex.split(re.sub(r"(--mechanisms \w+,\w+)\S*", r"\1", line), comments=True)
             if words[0] == "explore":
                 continue  # it serves until Ctrl-C; its own tests start it
             if words[0] in ("compare", "train"):

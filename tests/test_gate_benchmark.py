@@ -210,6 +210,35 @@ def test_attention_between_positions_is_judged_by_its_fastest_form() -> None:
         assert shown[demand].worst.value == pytest.approx(value)
 
 
+def test_every_form_pays_the_products_that_bound_it(monkeypatch) -> None:
+    """Their operations are those of the plain form, and all of them."""
+    # The counter knows no other backward pass.
+    monkeypatch.setattr(torch.autograd, "grad", lambda to, _, g: torch.autograd.backward(to, g))
+    x, counts = torch.randn(1, 32, 9, 6, requires_grad=True), []
+    own = create("criss_cross", 32)
+    form = position_forms.CrissCrossEinsum(32)
+    step = rivals.step(rivals.Rival("einsum", form, form), x, training=True)
+    for call in (step, positions.projections(own, x), positions.affinities(own, x)):
+        call()
+        with FlopCounterMode(display=False) as counter:
+            call()
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] + counts[2]
+    assert min(counts[1:]) > 0
+
+
+def test_a_form_is_bound_by_the_products_that_it_pays() -> None:
+    found = result()
+    (entry,) = (e for e in found["positions"] if e["mechanism"] == "criss_cross")
+    entry["slower"] |= {name: times(1.4) for name in entry["slower"]}
+    assert verdicts(found)["at least 2x"].text == "not met, 1 of 1 miss"
+    for name in positions.BOUNDS:
+        entry["milliseconds"][name] = from_quartile(1.0)
+    shown = verdicts(found)["at least 2x"]
+    assert shown.measured == ("1.4x", "", "1.5x")
+    assert shown.text == "not met, 1 of 1 miss, 1 of them out of reach"
+
+
 def test_bytes_bound_what_can_be_reached() -> None:
     found = result(timm=6.0, compiled=4.0)["gates"]
     by_name = {(entry["mechanism"], entry["mode"]): entry for entry in found}
@@ -362,7 +391,7 @@ def test_a_verdict_names_the_worst() -> None:
 def test_the_page_shows_losses_and_gaps(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     found = result(eager=0.9)
-    found["later"] = [{"mechanisms": ["se", "gc"], "environment": {"commit": "abc"}}]
+    found["later"] = [{"rows": ["se", "gc"], "environment": {"commit": "abc"}}]
     page.write({"cpu": found}, tmp_path)
     text = (tmp_path / "kernels_measured.md").read_text()
     assert "- Rows of `se` and `gc` are of a later process" in text
@@ -424,7 +453,7 @@ def test_measurements_are_rendered(tmp_path: Path, monkeypatch) -> None:
 
 @pytest.mark.parametrize("mode", gates.MODES)
 def test_hosts_run_with_the_gates_of_both(mode: str, monkeypatch) -> None:
-    monkeypatch.setattr(gatebench.hosts, "ROUNDS", (2, 2))
+    monkeypatch.setitem(gatebench.hosts.ROUNDS, mode, (2, 2))
     case = gatebench.hosts.Case(mode, "channels_last", batch=2, side=32)
     found = gatebench.hosts.measure(case, CPU)
     names = {f"{side} {gate}" for side in ("foveate", "timm") for gate in gatebench.hosts.GATES}

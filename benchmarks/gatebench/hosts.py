@@ -16,8 +16,8 @@ from gatebench.clock import Contender, quartiles, ratios, take_turns
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 GATES = ("cbam", "se")
 BARE = "bare"
-ROUNDS = (11, 51)
-"""More than of a gate: what is sought is a few percent."""
+ROUNDS = {"training": (11, 51), "inference": (41, 51)}
+"""More than of a gate: what is sought is a few percent, and of shorter runs fewer."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def measure(case: Case, device: torch.device) -> dict[str, object]:
         Contender(name, _step(model.to(x.device, dtype), case, x), nullcontext)
         for name, model in models.items()
     ]
-    times = take_turns(contenders, device, ROUNDS)
+    times = take_turns(contenders, device, ROUNDS[case.mode])
     return {
         "mode": case.mode,
         "format": case.layout,

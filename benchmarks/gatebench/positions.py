@@ -3,7 +3,8 @@
 All rivals have the same weights and results.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,22 @@ from foveate import create
 from gatebench.clock import Contender, Rounds, quartiles, ratios, take_turns
 from gatebench.memory import footprint
 from gatebench.position_forms import FORMS
-from gatebench.rivals import EAGER, FOVEATE, TIMM_EAGER, Rival, compiled, on_path, step
+from gatebench.rivals import (
+    EAGER,
+    FOVEATE,
+    TIMM_EAGER,
+    Rival,
+    compiled,
+    on_path,
+    products_of,
+    step,
+)
+
+PROJECTIONS = "its projections"
+"""What every form of a mechanism pays for queries, keys and values, forward and backward."""
+AFFINITIES = "its products of positions"
+"""The same for scores and weighted values, as stacks of matrices in memory that is there."""
+BOUNDS = (PROJECTIONS, AFFINITIES)
 
 SHAPES = {
     "danet_position": (1, 512, 97, 97),
@@ -37,6 +53,10 @@ def measure(keys: Sequence[str], rounds: Rounds, device: torch.device) -> Iterat
         contenders = [
             Contender(r.name, step(r, x, training=True), partial(on_path, r)) for r in rivals
         ]
+        if key == "criss_cross":
+            own = rivals[0].module
+            for name, call in zip(BOUNDS, (projections(own, x), affinities(own, x)), strict=True):
+                contenders.append(Contender(name, call, nullcontext))
         times = take_turns(contenders, device, rounds)
         yield {
             "mechanism": key,
@@ -68,6 +88,36 @@ def rivals_of(key: str, x: Tensor) -> Iterator[Rival]:
 
         module = NonLocalAttn(x.shape[1]).to(x.device)
         yield Rival(TIMM_EAGER, module, module)
+
+
+def projections(own: nn.Module, x: Tensor) -> Callable[[], object]:
+    """The convolutions of criss-cross attention with all their gradients, and nothing else."""
+    x = x.detach().requires_grad_()
+    parameters = [p for name, p in own.named_parameters() if name.split(".")[0].endswith("_conv")]
+    grads: list[Tensor] = []
+
+    def project() -> object:
+        found, value = [], x
+        for _ in range(own.recurrence):
+            found += [own.query_conv(value), own.key_conv(value)]
+            value = own.value_conv(value)
+        if not grads:
+            grads.extend(torch.randn_like(t) for t in (*found, value))
+        return torch.autograd.grad([*found, value], [x, *parameters], grads)
+
+    return project
+
+
+def affinities(own: nn.Module, x: Tensor) -> Callable[[], object]:
+    """The products of criss-cross attention along columns and rows, with those of gradients."""
+    B, C, H, W = x.shape
+    hidden = own.query_conv.out_channels
+    pairs = []
+    for lines, length in ((B * W, H), (B * H, W)):
+        query, value = x.new_ones(lines, length, hidden), x.new_ones(lines, C, length)
+        pairs.append((query, torch.ones_like(query).mT))
+        pairs.append((value, x.new_ones(lines, length, length)))
+    return products_of(pairs * own.recurrence, training=True)
 
 
 def check(rivals: Sequence[Rival], x: Tensor) -> None:

@@ -150,20 +150,28 @@ def layers(key: str, own: nn.Module, x: Tensor, *, training: bool) -> Callable[[
 
     Into memory that is there: a product for each layer, and two for its gradients in training.
     """
-    products: list[tuple[Tensor, Tensor, Tensor]] = []
+    pairs = []
     for name, count in vectors(key, x).items():
         weight = own.get_submodule(name).weight.detach().flatten(1)
-        given, found = x.new_ones(count, weight.shape[1]), x.new_ones(count, weight.shape[0])
-        products.append((given, weight.T, found))
+        pairs.append((x.new_ones(count, weight.shape[1]), weight.T))
+    return products_of(pairs, training=training) if pairs else None
+
+
+def products_of(pairs: Sequence[tuple[Tensor, Tensor]], *, training: bool) -> Callable[[], object]:
+    """The products of matrices, or of stacks of them, and in training those of both gradients."""
+    todo = []
+    for a, b in pairs:
+        found = a.new_ones(*a.shape[:-1], b.shape[-1])
+        todo.append((a, b, found))
         if training:
-            products.append((found, weight, torch.empty_like(given)))
-            products.append((found.T, given, torch.empty_like(weight)))
+            todo.append((found, b.mT, torch.empty_like(a)))
+            todo.append((a.mT, found, torch.empty_like(b)))
 
     def multiply() -> None:
-        for a, b, to in products:
-            torch.mm(a, b, out=to)
+        for a, b, to in todo:
+            torch.matmul(a, b, out=to)
 
-    return multiply if products else None
+    return multiply
 
 
 def step(rival: Rival, x: Tensor, *, training: bool) -> Callable[[], object]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from gatebench.position_forms import EINSUM, TEXTBOOK
+from gatebench.positions import BOUNDS
 from gatebench.rivals import (
     ALONE,
     EAGER,
@@ -242,9 +243,17 @@ def _over_form(key: str, form: str) -> Callable[[Record], Values]:
         for entry, where in _positions(result, key):
             ratio = speed(entry, [form, compiled(form)])
             if ratio is not None:
-                yield Value(ratio, where)
+                yield Value(ratio, where, _products_reach(entry, (form, compiled(form))))
 
     return values
+
+
+def _products_reach(entry: Record, forms: Sequence[str]) -> float | None:
+    """How many times as long as the products that every form pays the fastest of forms takes."""
+    found = entry["milliseconds"]
+    if not all(name in found for name in BOUNDS):
+        return None
+    return min(median(entry, form) for form in forms) / sum(found[name][0] for name in BOUNDS)
 
 
 def _peak_of(key: str, form: str | None = None) -> Callable[[Record], Values]:
