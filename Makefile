@@ -18,7 +18,7 @@ test: $(VENV)/.test ## Run the whole test suite
 test-gpu: ## Run the tests that need a graphics card, with PYTHON and the packages it has
 	PYTHONPATH=src $(PYTHON) -m pytest -m gpu $$(grep -rl --include='*.py' 'mark\.gpu' tests)
 
-bench: $(VENV)/.test ## Measure the gates against every rival and write the page (35 minutes)
+bench: $(VENV)/.test ## Measure the gates against every rival and write the page (50 minutes)
 	$(BIN)/python benchmarks/kernels.py $(ARGS)
 
 bench-gpu: ## The same on a graphics card, with PYTHON and the packages it has

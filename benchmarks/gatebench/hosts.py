@@ -16,7 +16,7 @@ from gatebench.clock import Contender, quartiles, ratios, take_turns
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 GATES = ("cbam", "se")
 BARE = "bare"
-ROUNDS = {"training": (11, 51), "inference": (41, 51)}
+ROUNDS = {"training": (11, 51), "inference": (101, 101)}
 """More than of a gate: what is sought is a few percent, and of shorter runs fewer."""
 
 
