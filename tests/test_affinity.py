@@ -66,6 +66,7 @@ def split(case: Case, channels: int) -> nn.Module:
 @pytest.mark.parametrize("case", AFFINITIES, ids=lambda case: case.id)
 def test_affinities_are_the_weights_of_the_values(case: Case) -> None:
     """Where scores and values read channels of their own, weights are derivatives by values."""
+    torch.manual_seed(0)  # of 3 in 200 seeds a ReLU leaves no weight at all
     module = split(case, 32)
     half = torch.randn(1, 16, 9, 5, dtype=torch.float64)
     values = torch.randn(1, 16, 9, 5, dtype=torch.float64, requires_grad=True)
