@@ -118,9 +118,10 @@ class Verdict:
     @property
     def measured(self) -> tuple[str, str, str]:
         """The worst value, and what its kernels alone and the ceiling would be there."""
-        found = self.worst and (self.worst.value, self.worst.alone, self.worst.limit)
-        low, alone, limit = (self._worded(value) for value in found or (None, None, None))
-        return low, alone, limit
+        if self.worst is None:
+            return "", "", ""
+        value, _, limit, alone, _ = self.worst
+        return self._worded(value), self._worded(alone), self._worded(limit)
 
     @property
     def where(self) -> str:
