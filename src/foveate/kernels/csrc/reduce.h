@@ -167,7 +167,7 @@ class Room {
   explicit Room(Index columns, Index times = 1, A value = 0)
       : stride((columns + kLanes<A> - 1) / kLanes<A> * kLanes<A>) {
     lines_.resize(stride / kLanes<A> * times);
-    std::fill_n(data(), stride * times, value);
+    if (value != A(0)) std::fill_n(data(), stride * times, value);
   }
   A* data() { return lines_.data()->values; }
   A& operator[](Index i) { return data()[i]; }

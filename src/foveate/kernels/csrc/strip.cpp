@@ -1,5 +1,6 @@
 // Statistics and dot products along each row and each column of every channel, in one read.
 #include "common.h"
+#include "fold.h"
 #include "reduce.h"
 
 namespace foveate {
@@ -50,26 +51,22 @@ inline void finish(A* sums, A scale, Index n) {
   for (Index i = 0; i < n; ++i) sums[i] *= scale;
 }
 
-// A plane of rows shorter than a vector. The sums of its columns stay in one; rows are read with
-// what lies behind them, as long as that is still the map.
+// Sums and peaks of a plane of rows shorter than a vector. Those of its columns stay in one; rows are
+// read with what lies behind them, as long as that is still the map.
 template <class T>
 void strip_narrow_plane(const Strips<T>& f, const Shape& s, Index plane) {
   using A = Acc<T>;
   constexpr Index lanes = kLanes<A>;
   const Index file = plane * s.W, end = s.B * s.C * s.N();
   const Slice<A> row{0, 0, s.W};
-  const Vec<A> column_gate = f.column_gate ? load(f.column_gate + file, row) : splat(A(1));
   Vec<A> columns = {}, top = splat(-std::numeric_limits<A>::infinity());
   Vec<Lane<A>> at = {};
   for (Index h = 0; h < s.H; ++h) {
     const Index line = plane * s.H + h, first = line * s.W;
-    const bool whole = first + lanes <= end;
-    Vec<A> v = whole ? widen(f.x + first) : load(f.x + first, row);
-    if (f.other) v *= whole ? widen(f.other + first) : load(f.other + first, row);
+    Vec<A> v = first + lanes <= end ? widen(f.x + first) : load(f.x + first, row);
     const Vec<A> inside = masked<A>(v, row, A(0));
-    columns += f.row_gate ? inside * f.row_gate[line] : inside;
-    f.rows[line] = sum<A>(inside * column_gate) * f.row_scale;
-    if (!f.row_peaks.value) continue;
+    columns += inside;
+    f.rows[line] = sum<A>(inside) * f.row_scale;
     v = masked<A>(v, row, -std::numeric_limits<A>::infinity());
     const auto better = displaces<A>(v, top);
     top = better ? v : top;
@@ -78,7 +75,6 @@ void strip_narrow_plane(const Strips<T>& f, const Shape& s, Index plane) {
     f.row_peaks.value[line] = peak.value, f.row_peaks.at[line] = peak.at;
   }
   store(f.columns + file, columns * f.column_scale, row);
-  if (!f.row_peaks.value) return;
   store(f.column_peaks.value + file, top, row);
   for (Index w = 0; w < s.W; ++w) f.column_peaks.at[file + w] = at[w];
 }
@@ -108,6 +104,84 @@ void strip_plane(const Strips<T>& f, const Shape& s, Index plane) {
     }
   }
   finish(f.columns + file, f.column_scale, s.W);
+}
+
+// Planes whose rows are no more than kParts vectors, without peaks. The sums of the columns stay in
+// registers; those of the rows are folded a vector of them at a time, also across planes.
+template <class T, int kParts, bool kDot>
+void strip_lines(const Strips<T>& f, const Shape& s, Index plane, Index end) {
+  using A = Acc<T>;
+  constexpr Index lanes = kLanes<A>;
+  const Index values = s.B * s.C * s.N();
+  const Slice<A> tail = kParts == 1 ? Slice<A>{0, 0, s.W}
+                                    : Slice<A>{s.W - lanes, kParts * lanes - s.W, lanes};
+  const auto each_part = [&](const auto& g) {
+    for (int k = 0; k < kParts - 1; ++k) g(k, Whole<A>{{k * lanes}});
+    g(kParts - 1, tail);
+  };
+  Vec<A> totals[lanes] = {};
+  Index to = plane * s.H, many = 0;
+  const auto put = [&] {
+    store(f.rows + to, fold_each<A>(totals, Add{}) * f.row_scale, Slice<A>{0, 0, many});
+    to += std::exchange(many, 0);
+  };
+  for (; plane < end; ++plane) {
+    const Index file = plane * s.W;
+    Vec<A> columns[kParts] = {}, weights[kParts];
+    each_part([&](int k, const auto& part) {
+      weights[k] = kDot && f.column_gate ? load(f.column_gate + file, part) : splat(A(1));
+    });
+    for (Index line = plane * s.H; line < (plane + 1) * s.H; ++line) {
+      // A short row is read with what lies behind it, as long as that is still the map.
+      const bool whole = kParts > 1 || line * s.W + lanes <= values;
+      const auto read = [&](const T* p, const auto& part) {
+        return whole ? widen(p + line * s.W + part.at) : load(p + line * s.W, part);
+      };
+      const A gate = kDot && f.row_gate ? f.row_gate[line] : A(1);
+      Vec<A> total = {};
+      each_part([&](int k, const auto& part) {
+        Vec<A> v = read(f.x, part);
+        if constexpr (kDot) v *= read(f.other, part);
+        v = masked<A>(v, part, A(0));
+        columns[k] += kDot ? v * gate : v;
+        total += kDot ? v * weights[k] : v;
+      });
+      totals[many] = total;
+      if (++many == lanes) put();
+    }
+    each_part([&](int k, const auto& part) {
+      A* sums = f.columns + file;
+      const Slice<A> before{0, 0, part.skip};  // lanes that the part ahead has written
+      const Vec<A> own = columns[k] * f.column_scale;
+      store(sums, part.skip ? own + masked<A>(load(sums, part), before, A(0)) : own, part);
+    });
+  }
+  if (many) put();
+}
+
+// The number of vectors in a row as a constant, for f. Whether there are few enough of them.
+template <class A, int kParts = 1, class F>
+inline bool with_parts(Index n, const F& f) {
+  if constexpr (kParts > 4) {
+    return false;
+  } else {
+    if (n > kParts * kLanes<A>) return with_parts<A, kParts + 1>(n, f);
+    f(std::integral_constant<int, kParts>{});
+    return true;
+  }
+}
+
+// Several small planes at once. The sums of a row do not depend on how many.
+template <class T>
+bool strip_short_rows(const Strips<T>& f, const Shape& s) {
+  const Index planes = s.B * s.C, many = 4096 / std::max<Index>(1, s.N()) + 1;
+  return with_parts<Acc<T>>(s.W, [&](auto parts) {
+    parallel((planes + many - 1) / many, s.N() * many, [&](Index i) {
+      const Index first = i * many, end = std::min(planes, first + many);
+      if (f.other) strip_lines<T, parts, true>(f, s, first, end);
+      else strip_lines<T, parts, false>(f, s, first, end);
+    });
+  });
 }
 
 // The same, sums and peaks without gates, for n adjacent channels of one image, from channel c on.
@@ -140,45 +214,48 @@ void strip_channels(const Strips<T>& f, const Shape& s, Index b, Index c, Index 
     finish(f.columns + (b * s.W + w) * s.C + c, f.column_scale, n);
 }
 
-// The sums of adjacent channels, without peaks. The sums of the columns are put side by side while
-// they grow: in the result they may lie 4096 bytes apart, where they push each other out of the
-// first cache.
+// The sums of adjacent channels, without peaks, four rows at once: each column's sums are then read
+// and written once for four values.
 template <class T, bool kDot>
 void strip_tile(const Strips<T>& f, const Shape& s, Index b, Index c, Index n) {
   using A = Acc<T>;
-  constexpr Index kMany = 4;
-  Room<A> rows(n), columns(n, s.W);
-  const Index ahead = rows_ahead<T>(kMany, s.C) * s.C;
-  for (Index h = 0; h < s.H; ++h) {
-    const Index line = (b * s.H + h) * s.C + c;
-    const auto read = [&](Index first, auto count) {
-      const Index at = ((b * s.H + h) * s.W + first) * s.C + c, file = (b * s.W + first) * s.C + c;
+  constexpr Index kMany = 4, kAhead = 1024 / sizeof(T);
+  Room<A> rows(n, kMany), columns(n, s.W);
+  const auto read = [&](Index first, auto count) {
+    const Index line = (b * s.H + first) * s.C + c;
+    for (Index w = 0; w < s.W; ++w) {
+      const Index file = (b * s.W + w) * s.C + c;
+      A* column = columns.data() + w * columns.stride;
       each_slot<A>(n, [&](const auto& slice, Index slot) {
-        Vec<A> total = widen(rows.data() + slot);
-        const Vec<A> gate = kDot && f.row_gate ? load(f.row_gate + line, slice) : splat(A(1));
-        for (Index w = 0; w < count; ++w) {
-          const Index here = at + w * s.C;
-          __builtin_prefetch(f.x + here + ahead + slice.at);
-          Vec<A> v = load(f.x + here, slice);
+        const Vec<A> weight = kDot && f.column_gate ? load(f.column_gate + file, slice) : splat(A(1));
+        Vec<A> total = widen(column + slot);
+        for (Index h = 0; h < count; ++h) {
+          const Index at = ((b * s.H + first + h) * s.W + w) * s.C + c;
+          __builtin_prefetch(f.x + at + kAhead + slice.at);
+          Vec<A> v = load(f.x + at, slice);
           if constexpr (kDot) {
-            __builtin_prefetch(f.other + here + ahead + slice.at);
-            v *= load(f.other + here, slice);
+            __builtin_prefetch(f.other + at + kAhead + slice.at);
+            v *= load(f.other + at, slice);
           }
-          A* column = columns.data() + (first + w) * columns.stride + slot;
-          narrow(column, widen(column) + (kDot ? v * gate : v));
-          total += kDot && f.column_gate ? v * load(f.column_gate + file + w * s.C, slice) : v;
+          const Vec<A> gate =
+              kDot && f.row_gate ? load(f.row_gate + line + h * s.C, slice) : splat(A(1));
+          A* row = rows.data() + h * rows.stride + slot;
+          narrow(row, widen(row) + (kDot ? v * weight : v));
+          total += kDot ? v * gate : v;
         }
-        narrow(rows.data() + slot, total);
+        narrow(column + slot, total);
       });
-    };
-    Index w = 0;
-    for (; w + kMany <= s.W; w += kMany) read(w, std::integral_constant<Index, kMany>{});
-    if (w < s.W) read(w, s.W - w);
-    each_slot<A>(n, [&](const auto& slice, Index slot) {
-      store(f.rows + line, widen(rows.data() + slot) * f.row_scale, slice);
-    });
-    std::fill_n(rows.data(), rows.stride, A(0));
-  }
+    }
+    for (Index h = 0; h < count; ++h)
+      each_slot<A>(n, [&](const auto& slice, Index slot) {
+        const Vec<A> sums = widen(rows.data() + h * rows.stride + slot);
+        store(f.rows + line + h * s.C, sums * f.row_scale, slice);
+      });
+    std::fill_n(rows.data(), kMany * rows.stride, A(0));
+  };
+  Index h = 0;
+  for (; h + kMany <= s.H; h += kMany) read(h, std::integral_constant<Index, kMany>{});
+  if (h < s.H) read(h, s.H - h);
   for (Index w = 0; w < s.W; ++w)
     each_slot<A>(n, [&](const auto& slice, Index slot) {
       const Vec<A> sums = widen(columns.data() + w * columns.stride + slot);
@@ -187,12 +264,19 @@ void strip_tile(const Strips<T>& f, const Shape& s, Index b, Index c, Index n) {
 }
 
 template <class T, bool kPeaks>
+void strip_planes(const Strips<T>& f, const Shape& s) {
+  if (!kPeaks && strip_short_rows(f, s)) return;
+  const bool narrow = kPeaks && s.W < kLanes<Acc<T>>;
+  parallel(s.B * s.C, s.N(), [&](Index plane) {
+    if (narrow) strip_narrow_plane<T>(f, s, plane);
+    else strip_plane<T, kPeaks>(f, s, plane);
+  });
+}
+
+template <class T, bool kPeaks>
 void strips(const Strips<T>& f, const Shape& s) {
-  if (!s.last && s.W < kLanes<Acc<T>>)
-    return parallel(s.B * s.C, s.N(), [&](Index plane) { strip_narrow_plane<T>(f, s, plane); });
-  if (!s.last)
-    return parallel(s.B * s.C, s.N(), [&](Index plane) { strip_plane<T, kPeaks>(f, s, plane); });
-  constexpr Index kSums = 1 << 13;  // of columns, to be kept in the first cache
+  if (!s.last) return strip_planes<T, kPeaks>(f, s);
+  constexpr Index kSums = 1 << 16;  // of columns, to be kept in the second cache
   const Index most = kPeaks ? 64 : std::max<Index>(64, kSums / s.W / 16 * 16);
   const Index width = tile_width(s.B, s.C, most), tiles = (s.C + width - 1) / width;
   parallel(s.B * tiles, s.N() * width, [&](Index i) {
