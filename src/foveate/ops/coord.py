@@ -44,14 +44,14 @@ def coord(
         The weighed map; and mean and unbiased variance of the batch, ``(2, hidden)``, if the
         normalisation took those. None where no kernel stands for the layers.
     """
-    backend = whole(x, "coord_layers", *weights, *(running or ()))
+    backend = whole(x, "coord_forward", *weights, *(running or ()))
     if backend is None:
         return None
     x, batch = dense(x), weights.weight is not None and running is None
     if torch.is_grad_enabled():
         y, statistics = _Coord.apply(x, running, eps, backend, *weights)
         return y, statistics if batch else None
-    y, _, _, statistics = _forward(Ledger(backend, x), x, weights, running, eps)
+    y, _, statistics = _forward(x, weights, running, eps, backend)
     return y, statistics if batch else None
 
 
@@ -71,29 +71,19 @@ def definition(x: Tensor, *given: Any, running: Pair | None, eps: float) -> Tens
     return x
 
 
-def _drawn(gates: Pair, strength: Tensor | None) -> dict[str, Tensor]:
-    """The gates as they act."""
-    if strength is not None:
-        gates = tuple((gate - 1) * strength.to(gate.dtype) + 1 for gate in gates)  # type: ignore[assignment]
-    return dict(zip(("rows", "columns"), gates, strict=True))
-
-
 def _forward(
-    ledger: Ledger, x: Tensor, of: CoordWeights, running: Pair | None, eps: float
-) -> tuple[Tensor, tuple[Tensor, ...], Tensor, Tensor]:
-    """The weighed map; strips and gates; what the layers keep; statistics of the batch."""
+    x: Tensor, of: CoordWeights, running: Pair | None, eps: float, backend: Any
+) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
+    """The weighed map; strips, gates, and what the layers keep; statistics of the batch."""
     B, C, H, W = x.shape
     hidden = of.w1.shape[0]
+    y, ledger = torch.empty_like(x), Ledger(backend, x)
     strips, gates = ((ledger.room(x, B, C, H, 1), ledger.room(x, B, C, 1, W)) for _ in range(2))
     values = x.new_empty((B * (H + W) + 3) * hidden, dtype=ledger.wide)
-    ledger.kernels.strip_pool(x, *strips, None, None, None, None)
-    last = not x.is_contiguous()
-    norm = (*(running or (None, None)), of.weight, of.bias, eps)
-    layers = (of.wh, of.bh, of.ww, of.bw)
-    ledger.kernels.coord_layers(*strips, last, of.w1, of.b1, *norm, *layers, *gates, values)
-    y = ledger.combine(x, _drawn(gates, of.strength))
-    statistics = values[-3 * hidden :].view(3, hidden)[::2].clone()
-    return y, (*strips, *gates), values, statistics
+    norm, layers = (*(running or (None, None)), of.weight, of.bias, eps), (of.wh, of.bh, of.ww, of.bw)
+    kept = (*strips, *gates, values)
+    backend.coord_forward(x, of.w1, of.b1, *norm, *layers, of.strength, *kept, y)
+    return y, kept, values[-3 * hidden :].view(3, hidden)[::2].clone()
 
 
 class _Coord(torch.autograd.Function):
@@ -103,35 +93,25 @@ class _Coord(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, running: Pair | None, eps: float, backend: Any, *given: Any
     ) -> tuple[Tensor, Tensor]:
-        ledger = Ledger(backend, x)
-        y, kept, values, statistics = _forward(ledger, x, CoordWeights(*given), running, eps)
-        ctx.save_for_backward(x, *kept, values, *given, *(running or ()))
-        ctx.eps, ctx.ledger = eps, ledger
+        y, kept, statistics = _forward(x, CoordWeights(*given), running, eps, backend)
+        ctx.save_for_backward(x, *kept, *given, *(running or ()))
+        ctx.eps, ctx.kernels = eps, backend
         ctx.mark_non_differentiable(statistics)
         return y, statistics
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        x, rows, columns, row_gates, column_gates, values, *rest = ctx.saved_tensors
-        of, running = CoordWeights(*rest[:9]), tuple(rest[9:]) or None
+        x, *rest = ctx.saved_tensors
+        kept, of, running = rest[:5], CoordWeights(*rest[5:14]), tuple(rest[14:]) or None
         if torch.is_grad_enabled():
             plain = partial(definition, running=running, eps=ctx.eps)
             gx, *grads = partial_gradients(plain, (x, *of), grad)
             return gx, None, None, None, *grads
-        ledger: Ledger = ctx.ledger
-        grad, acting = like(grad, x), _drawn((row_gates, column_gates), of.strength)
-        dots = (torch.empty_like(rows), torch.empty_like(columns))
-        ledger.kernels.strip_dot(x, grad, acting["rows"], acting["columns"], *dots)
-        wanted = ctx.needs_input_grad[0]
-        adds = {"add_rows": torch.empty_like(rows), "add_columns": torch.empty_like(columns)}
-        given = adds.values() if wanted else (None, None)
+        grad, batch = like(grad, x), of.weight is not None and running is None
+        gx = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         C, hidden = x.shape[1], of.w1.shape[0]
         sizes = [hidden * C, *[hidden] * 3, *[C * hidden, C] * 2, 1]
-        found = values.new_empty(sum(sizes))
-        batch = of.weight is not None and running is None
-        ledger.kernels.coord_layers_backward(
-            *(rows, columns, row_gates, column_gates, *dots, not x.is_contiguous(), values),
-            *(of.w1, of.weight, of.bias, batch, of.wh, of.ww, of.strength, *given, found),
-        )
-        gx = ledger.combine(grad, acting | adds) if wanted else None
+        found = kept[-1].new_empty(sum(sizes))
+        norm, layers = (of.weight, of.bias, batch), (of.wh, of.ww, of.strength)
+        ctx.kernels.coord_backward(x, grad, *kept, of.w1, *norm, *layers, gx, found)
         return gx, None, None, None, *shared_out(found, sizes, of, ctx.needs_input_grad[4:])

@@ -1,7 +1,8 @@
-// The layers of coordinate attention, between the reading of the strips and the weighing by gates.
+#include <array>
 #include <cmath>
 #include <utility>
 
+#include "coord.h"
 #include "layers.h"
 #include "product.h"
 #include "reduce.h"
@@ -11,17 +12,23 @@ namespace {
 
 // Means of one direction of a map, or what belongs to them: (B, side, C) where channels are last,
 // else (B, C, side).
-struct Strip {
+struct Side {
   Index B, C, side;
   bool last;
   Index rows() const { return B * side; }
 };
 
-// With a row of channels for each strip.
+using Sides = std::array<Side, 2>;
+
+inline Sides sides_of(const Strips& s, bool last) {
+  const Index B = s.rows.size(0), C = s.rows.size(1);
+  return {Side{B, C, s.rows.size(2), last}, Side{B, C, s.columns.size(3), last}};
+}
+
+// With a row of channels for each strip; in `room`, if need be.
 template <class A>
-const A* as_rows(const A* p, const Strip& s, std::vector<A>& room) {
+const A* as_rows(const A* p, const Side& s, Lines<A>& room) {
   if (s.last) return p;
-  room.resize(s.rows() * s.C);
   swap_sides(p, s.B, s.C, s.side, room.data());
   return room.data();
 }
@@ -97,33 +104,32 @@ std::vector<Acc<T>> activated(const Kept<Acc<T>>& kept, const Norm<T>& norm, Ind
 
 // The weight (channels, width) of a layer with its channels last.
 template <class T>
-std::vector<Acc<T>> channels_last(const Tensor& weight) {
-  std::vector<Acc<T>> found(weight.numel());
+Lines<Acc<T>> channels_last(const Tensor& weight) {
+  Lines<Acc<T>> found(weight.numel());
   swap_sides(in<T>(weight), 1, weight.size(0), weight.size(1), found.data());
   return found;
 }
 
 }  // namespace
 
-void coord_layers(Tensor rows, Tensor columns, bool last, Tensor w1, Optional b1, Optional mean,
-                  Optional var, Optional weight, Optional bias, double eps, Tensor wh, Optional bh,
-                  Tensor ww, Optional bw, Tensor row_gates, Tensor column_gates, Tensor values) {
-  dispatch(w1, [&](auto* t) {
+void coord_gates(const Strips& strips, bool last, const CoordLayers& of, const Optional& mean,
+                 const Optional& var, double eps, const Strips& gates, const Tensor& values) {
+  dispatch(of.w1, [&](auto* t) {
     using T = std::remove_pointer_t<decltype(t)>;
     using A = Acc<T>;
-    const Index B = rows.size(0), C = rows.size(1), width = w1.size(0);
-    const Strip sides[2] = {{B, C, rows.size(2), last}, {B, C, columns.size(3), last}};
+    const Sides sides = sides_of(strips, last);
+    const Index B = sides[0].B, C = sides[0].C, width = of.w1.size(0);
     const Index all = sides[0].rows() + sides[1].rows();
     const Kept<A> kept(values, all, width);
-    const Norm<T> norm(weight, bias, width);
-    std::vector<A> room;
+    const Norm<T> norm(of.weight, of.bias, width);
+    Lines<A> room(last ? 0 : std::max(sides[0].rows(), sides[1].rows()) * C);
     A* inner = kept.inner;
     for (Index i = 0; i < 2; ++i) {
-      const A* strips = as_rows(in<A>(i ? columns : rows), sides[i], room);
-      dots(strips, sides[i].rows(), C, in<T>(w1), in<T>(b1), width, inner);
+      const A* rows = as_rows(in<A>(i ? strips.columns : strips.rows), sides[i], room);
+      dots(rows, sides[i].rows(), C, in<T>(of.w1), in<T>(of.b1), width, inner);
       inner += sides[i].rows() * width;
     }
-    if (weight && !mean) {
+    if (of.batch) {
       statistics<A>(kept, all, width, eps);
     } else {
       for (Index k = 0; k < width; ++k) {
@@ -135,70 +141,88 @@ void coord_layers(Tensor rows, Tensor columns, bool last, Tensor w1, Optional b1
     const std::vector<A> hidden = activated<T>(kept, norm, all, width);
     const A* from = hidden.data();
     for (Index i = 0; i < 2; ++i) {
-      const Strip& s = sides[i];
-      const Tensor &gates = i ? column_gates : row_gates, &matrix = i ? ww : wh;
-      const Optional& add = i ? bw : bh;
-      std::vector<A> spread = channels_last<T>(matrix), offset(C);
+      const Side& s = sides[i];
+      const Optional& add = i ? of.bw : of.bh;
+      Lines<A> spread = channels_last<T>(i ? of.ww : of.wh);
+      std::vector<A> offset(C);
       for (Index c = 0; add && c < C; ++c) offset[c] = value(in<T>(*add) + c);
-      if (!last) room.resize(s.rows() * C);
-      A* to = last ? out<A>(gates) : room.data();
+      A* found = out<A>(i ? gates.columns : gates.rows);
+      A* to = last ? found : room.data();
       mixes(from, s.rows(), width, spread.data(), offset.data(), C,
             [](Vec<A> logits) { return gate_of<A>(logits); }, to);
-      if (!last) swap_sides(to, B, s.side, C, out<A>(gates));
+      if (!last) swap_sides(to, B, s.side, C, found);
       from += s.rows() * width;
     }
   });
 }
 
-void coord_layers_backward(Tensor rows, Tensor columns, Tensor row_gates, Tensor column_gates,
-                           Tensor row_dots, Tensor column_dots, bool last, Tensor values,
-                           Tensor w1, Optional weight, Optional bias, bool batch, Tensor wh,
-                           Tensor ww, Optional strength, Optional row_adds, Optional column_adds,
-                           Tensor of_parameters) {
-  dispatch(w1, [&](auto* t) {
+Strips coord_acting(const Strips& gates, const Optional& strength) {
+  if (!strength) return gates;
+  const Strips acting{torch::stable::empty_like(gates.rows), torch::stable::empty_like(gates.columns)};
+  dispatch(*strength, [&](auto* t) {
     using T = std::remove_pointer_t<decltype(t)>;
     using A = Acc<T>;
-    const Index B = rows.size(0), C = rows.size(1), width = w1.size(0);
-    const Strip sides[2] = {{B, C, rows.size(2), last}, {B, C, columns.size(3), last}};
+    const Temper<A> temper = temper_of<T>(strength);
+    for (Index i = 0; i < 2; ++i) {
+      const Tensor &from = i ? gates.columns : gates.rows, &to = i ? acting.columns : acting.rows;
+      const Index B = from.size(0), n = from.numel() / std::max<Index>(1, B);
+      const A* each = in<A>(from);
+      A* own = out<A>(to);
+      parallel(B, n, [&](Index b) { temper_all(each + b * n, n, temper, own + b * n); });
+    }
+  });
+  return acting;
+}
+
+void coord_gradients(const Strips& strips, const Strips& gates, const Strips& dots, bool last,
+                     const CoordLayers& of, const Tensor& values,
+                     const std::optional<Strips>& adds, const Tensor& of_parameters) {
+  dispatch(of.w1, [&](auto* t) {
+    using T = std::remove_pointer_t<decltype(t)>;
+    using A = Acc<T>;
+    const Sides sides = sides_of(strips, last);
+    const Index B = sides[0].B, C = sides[0].C, width = of.w1.size(0);
     const Index all = sides[0].rows() + sides[1].rows();
     const Kept<A> kept(values, all, width);
-    const Norm<T> norm(weight, bias, width);
-    const A drawn = temper_of<T>(strength).strength.value_or(A(1));
+    const Norm<T> norm(of.weight, of.bias, width);
+    const A drawn = temper_of<T>(of.strength).strength.value_or(A(1));
     A* next = out<A>(of_parameters);
-    std::fill_n(next, of_parameters.numel(), A(0));
     const auto take = [&](Index n) { return std::exchange(next, next + n); };
     A *w1_to = take(width * C), *b1_to = take(width), *scale_to = take(width),
       *shift_to = take(width);
     A *spread_to[2], *add_to[2];
     for (Index i = 0; i < 2; ++i) spread_to[i] = take(C * width), add_to[i] = take(C);
     A* strength_to = take(1);
+    for (A* sums : {b1_to, scale_to, shift_to}) std::fill_n(sums, width, A(0));
+    *strength_to = 0;
 
     // From the gates to the hidden values.
     const std::vector<A> hidden = activated<T>(kept, norm, all, width);
-    std::vector<A> slopes(all * width), own, room, turned(C * width);
+    const Index most = std::max(sides[0].rows(), sides[1].rows()) * C;
+    Lines<A> own(most), room(last ? 0 : most);
+    std::vector<A> slopes(all * width);
     const A* from = hidden.data();
     A* to = slopes.data();
     for (Index i = 0; i < 2; ++i) {
-      const Strip& s = sides[i];
-      const A *gates = in<A>(i ? column_gates : row_gates), *dot = in<A>(i ? column_dots : row_dots);
-      own.resize(s.rows() * C);
+      const Side& s = sides[i];
+      const A *gate = in<A>(i ? gates.columns : gates.rows), *dot = in<A>(i ? dots.columns : dots.rows);
       std::vector<A> parts(B);
       parallel(B, 4 * s.side * C, [&](Index b) {
         const Index at = b * s.side * C, n = s.side * C;
-        const A *g = gates + at, *d = dot + at;
+        const A *g = gate + at, *d = dot + at;
         parts[b] = sum_row<A>(n, [&](const auto& j) { return load(d, j) * (load(g, j) - A(1)); });
         each_slice<A>(n, [&](const auto& j) {
-          const Vec<A> gate = load(g, j);
-          store(own.data() + at, drawn * load(d, j) * gate * (1 - gate), j);
+          const Vec<A> v = load(g, j);
+          store(own.data() + at, drawn * load(d, j) * v * (1 - v), j);
         });
       });
       for (const A part : parts) *strength_to += part;
       const A* logits = as_rows(own.data(), s, room);
-      const std::vector<A> spread = channels_last<T>(i ? ww : wh);
-      dots(logits, s.rows(), C, spread.data(), static_cast<const A*>(nullptr), width, to);
-      std::fill(turned.begin(), turned.end(), A(0));
-      outer(from, logits, s.rows(), width, C, turned.data(), add_to[i]);
-      swap_sides(turned.data(), 1, width, C, spread_to[i]);
+      Lines<A> spread = channels_last<T>(i ? of.ww : of.wh);
+      foveate::dots(logits, s.rows(), C, spread.data(), static_cast<const A*>(nullptr), width, to);
+      outer(from, logits, s.rows(), width, C, add_to[i], [&](const A* block, Index c, Index wide) {
+        put_block_turned(block, width, wide, spread_to[i] + c * width, width);
+      });
       from += s.rows() * width, to += s.rows() * width;
     }
 
@@ -208,7 +232,7 @@ void coord_layers_backward(Tensor rows, Tensor columns, Tensor row_gates, Tensor
       shift_to[k] += slopes[i], scale_to[k] += slopes[i] * unit;
     });
     each_inner<T>(kept, norm, all, width, [&](Index i, Index k, A unit, A) {
-      const A mean = batch ? (shift_to[k] + unit * scale_to[k]) / all : A(0);
+      const A mean = of.batch ? (shift_to[k] + unit * scale_to[k]) / all : A(0);
       slopes[i] = norm.weight[k] * kept.scale[k] * (slopes[i] - mean);
       b1_to[k] += slopes[i];
     });
@@ -216,17 +240,19 @@ void coord_layers_backward(Tensor rows, Tensor columns, Tensor row_gates, Tensor
     // To the strips.
     const A* slope = slopes.data();
     for (Index i = 0; i < 2; ++i) {
-      const Strip& s = sides[i];
-      const A* strips = as_rows(in<A>(i ? columns : rows), s, room);
-      outer(slope, strips, s.rows(), width, C, w1_to, static_cast<A*>(nullptr));
-      if (row_adds) {
+      const Side& s = sides[i];
+      const A* rows = as_rows(in<A>(i ? strips.columns : strips.rows), s, room);
+      A* none = nullptr;
+      outer(slope, rows, s.rows(), width, C, none, [&](const A* block, Index c, Index wide) {
+        put_block(block, width, wide, i, w1_to + c, C);
+      });
+      if (adds) {
         const A share = A(1) / sides[1 - i].side;
-        A* adds = out<A>(i ? *column_adds : *row_adds);
-        own.resize(s.rows() * C);
-        A* found = last ? adds : own.data();
-        mixes(slope, s.rows(), width, in<T>(w1), static_cast<const T*>(nullptr), C,
+        A* to = out<A>(i ? adds->columns : adds->rows);
+        A* found = last ? to : own.data();
+        mixes(slope, s.rows(), width, in<T>(of.w1), static_cast<const T*>(nullptr), C,
               [&](Vec<A> v) { return v * share; }, found);
-        if (!last) swap_sides(found, B, s.side, C, adds);
+        if (!last) swap_sides(found, B, s.side, C, to);
       }
       slope += s.rows() * width;
     }
@@ -234,20 +260,3 @@ void coord_layers_backward(Tensor rows, Tensor columns, Tensor row_gates, Tensor
 }
 
 }  // namespace foveate
-
-STABLE_TORCH_LIBRARY_FRAGMENT(foveate_cpu, m) {
-  m.def(
-      "coord_layers(Tensor rows, Tensor columns, bool last, Tensor w1, Tensor? b1, Tensor? mean, "
-      "Tensor? var, Tensor? weight, Tensor? bias, float eps, Tensor wh, Tensor? bh, Tensor ww, "
-      "Tensor? bw, Tensor(a!) row_gates, Tensor(b!) column_gates, Tensor(c!) values) -> ()");
-  m.def(
-      "coord_layers_backward(Tensor rows, Tensor columns, Tensor row_gates, Tensor column_gates, "
-      "Tensor row_dots, Tensor column_dots, bool last, Tensor values, Tensor w1, Tensor? weight, "
-      "Tensor? bias, bool batch, Tensor wh, Tensor ww, Tensor? strength, Tensor(a!)? row_adds, "
-      "Tensor(b!)? column_adds, Tensor(c!) of_parameters) -> ()");
-}
-
-STABLE_TORCH_LIBRARY_IMPL(foveate_cpu, CPU, m) {
-  m.impl("coord_layers", TORCH_BOX(&foveate::coord_layers));
-  m.impl("coord_layers_backward", TORCH_BOX(&foveate::coord_layers_backward));
-}

@@ -5,6 +5,7 @@
 
 #include "common.h"
 #include "fold.h"
+#include "reduce.h"
 #include "transpose.h"
 
 namespace foveate {
@@ -68,8 +69,9 @@ void mixes(const A* from, Index rows, Index n, const W* weight, const W* bias, I
   parallel(blocks * chunks, std::min(rows, kCopied) * n * wide / 4, [&](Index i) {
     const Index c = i % blocks * wide, r0 = i / blocks * kCopied, end = std::min(rows, r0 + kCopied);
     const Index count = std::min(wide, columns - c);
-    std::vector<A> block((n + 1) * wide);
+    Lines<A> block((n + 1) * wide);
     A* add = block.data() + n * wide;
+    std::fill_n(add, wide, A(0));
     copy_block(weight + c, columns, n, count, block.data());
     if (bias) copy_block(bias + c, columns, 1, count, add);
     for (Index r = r0; r < end; r += kHeld) {
@@ -92,44 +94,67 @@ void mixes(const A* from, Index rows, Index n, const W* weight, const W* bias, I
   });
 }
 
-// to (n, columns) += the transpose of left (rows, n) times right (rows, columns), and sums
-// (columns), where they are asked for, += the sums of right.
+// Writes a block of `high` rows and `wide` columns of a matrix, or adds it to what is there.
 template <class A>
-void outer(const A* left, const A* right, Index rows, Index n, Index columns, A* to, A* sums) {
+inline void put_block(const A* from, Index high, Index wide, bool add, A* to, Index stride) {
+  for (Index k = 0; k < high; ++k)
+    each_slice<A>(wide, [&](const auto& s) {
+      const Vec<A> v = load(from + k * kBlock<A>, s);
+      A* at = to + k * stride;
+      store(at, add ? load(at, s) + masked<A>(v, s, A(0)) : v, s);
+    });
+}
+
+// The same with rows and columns of the block swapped, always written.
+template <class A>
+inline void put_block_turned(const A* from, Index high, Index wide, A* to, Index stride) {
+  constexpr Index lanes = kLanes<A>;
+  for (Index k = 0; k < high; k += lanes)
+    for (Index j = 0; j < wide; j += lanes) {
+      Vec<A> v[lanes];
+      for (Index l = 0; l < lanes; ++l) v[l] = widen(from + (k + l) * kBlock<A> + j);
+      transpose<A>(v);
+      for (Index l = 0; l < std::min(lanes, wide - j); ++l)
+        store(to + (j + l) * stride + k, v[l], Slice<A>{0, 0, std::min(lanes, high - k)});
+    }
+}
+
+// The transpose of left (rows, n) times right (rows, columns): each block of its columns is given to
+// put(block, first, wide). Sums (columns), where they are asked for, are those of right.
+template <class A, class F>
+void outer(const A* left, const A* right, Index rows, Index n, Index columns, A* sums,
+           const F& put) {
   constexpr Index wide = kBlock<A>, lanes = kLanes<A>;
   parallel((columns + wide - 1) / wide, rows * n * wide / 4, [&](Index i) {
-    const Index c = i * wide, count = std::min(wide, columns - c), tall = (n + kHeld - 1) / kHeld;
-    std::vector<A> block(kCopied * wide), found((tall * kHeld + 1) * wide);
+    const Index c = i * wide, count = std::min(wide, columns - c);
+    Lines<A> block(std::min(rows, kCopied) * wide), found((n + lanes - 1) / lanes * lanes * wide);
+    Vec<A> own[kVectors] = {};
     for (Index r0 = 0; r0 < rows; r0 += kCopied) {
       const Index end = std::min(kCopied, rows - r0);
       copy_block(right + r0 * columns + c, columns, end, count, block.data());
       for (Index k = 0; k < n; k += kHeld) {
         Vec<A> total[kHeld][kVectors] = {};
-        Index own[kHeld];
-        for (Index j = 0; j < kHeld; ++j) own[j] = std::min(k + j, n - 1);
+        Index by[kHeld];
+        for (Index j = 0; j < kHeld; ++j) by[j] = std::min(k + j, n - 1);
         for (Index r = 0; r < end; ++r) {
           Vec<A> v[kVectors];
           for (Index u = 0; u < kVectors; ++u) v[u] = widen(block.data() + r * wide + u * lanes);
-          const A* by = left + (r0 + r) * n;
+          const A* row = left + (r0 + r) * n;
           for (Index j = 0; j < kHeld; ++j)
-            for (Index u = 0; u < kVectors; ++u) total[j][u] += by[own[j]] * v[u];
+            for (Index u = 0; u < kVectors; ++u) total[j][u] += row[by[j]] * v[u];
         }
         for (Index j = 0; j < kHeld; ++j)
           for (Index u = 0; u < kVectors; ++u) {
             A* at = found.data() + (k + j) * wide + u * lanes;
-            narrow(at, widen(at) + total[j][u]);
+            narrow(at, r0 ? widen(at) + total[j][u] : total[j][u]);
           }
       }
-      A* own = found.data() + tall * kHeld * wide;
       for (Index r = 0; sums && r < end; ++r)
-        for (Index u = 0; u < wide; u += lanes)
-          narrow(own + u, widen(own + u) + widen(block.data() + r * wide + u));
+        for (Index u = 0; u < kVectors; ++u) own[u] += widen(block.data() + r * wide + u * lanes);
     }
-    const auto put = [&](const A* from, A* at) {
-      for (Index j = 0; j < count; ++j) at[j] += from[j];
-    };
-    for (Index k = 0; k < n; ++k) put(found.data() + k * wide, to + k * columns + c);
-    if (sums) put(found.data() + tall * kHeld * wide, sums + c);
+    put(found.data(), c, count);
+    for (Index u = 0; sums && u * lanes < count; ++u)
+      store(sums + c + u * lanes, own[u], Slice<A>{0, 0, std::min(lanes, count - u * lanes)});
   });
 }
 

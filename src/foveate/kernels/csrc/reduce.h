@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <memory>
 #include <vector>
 
 #include "vec.h"
@@ -160,24 +161,35 @@ inline Index rows_ahead(Index few, Index stride) {
   return std::max<Index>(few, 4096 / (stride * sizeof(T)));
 }
 
-// Accumulators for that many columns, in whole lines of the cache.
+// Room for values that are written before they are read, from the beginning of a line of memory on.
 template <class A>
-class Room {
+class Lines {
  public:
-  explicit Room(Index columns, Index times = 1, A value = 0)
-      : stride((columns + kLanes<A> - 1) / kLanes<A> * kLanes<A>) {
-    lines_.resize(stride / kLanes<A> * times);
-    if (value != A(0)) std::fill_n(data(), stride * times, value);
-  }
-  A* data() { return lines_.data()->values; }
-  A& operator[](Index i) { return data()[i]; }
-  const Index stride;
+  explicit Lines(Index n)
+      : lines_(std::make_unique_for_overwrite<Line[]>((n + kLanes<A> - 1) / kLanes<A>)) {}
+  A* data() { return lines_[0].values; }
 
  private:
   struct alignas(64) Line {
     A values[kLanes<A>];
   };
-  std::vector<Line> lines_;
+  std::unique_ptr<Line[]> lines_;
+};
+
+// Accumulators for that many columns, in whole lines of the cache.
+template <class A>
+class Room {
+ public:
+  explicit Room(Index columns, Index times = 1, A value = 0)
+      : stride((columns + kLanes<A> - 1) / kLanes<A> * kLanes<A>), lines_(stride * times) {
+    std::fill_n(data(), stride * times, value);
+  }
+  A* data() { return lines_.data(); }
+  A& operator[](Index i) { return data()[i]; }
+  const Index stride;
+
+ private:
+  Lines<A> lines_;
 };
 
 // Calls f(first row, count) with the rows in groups: the count of all but the last is a constant.

@@ -1,7 +1,7 @@
 // Statistics and dot products along each row and each column of every channel, in one read.
-#include "common.h"
 #include "fold.h"
 #include "reduce.h"
+#include "strip.h"
 
 namespace foveate {
 namespace {
@@ -14,7 +14,7 @@ struct Peaks {
 
 // What the sums are of, and where they go: x * other, weighted by a gate of the other direction.
 template <class T>
-struct Strips {
+struct Reading {
   const T *x, *other;
   const Acc<T>*row_gate, *column_gate;
   Acc<T>*rows, *columns;
@@ -54,7 +54,7 @@ inline void finish(A* sums, A scale, Index n) {
 // Sums and peaks of a plane of rows shorter than a vector. Those of its columns stay in one; rows are
 // read with what lies behind them, as long as that is still the map.
 template <class T>
-void strip_narrow_plane(const Strips<T>& f, const Shape& s, Index plane) {
+void strip_narrow_plane(const Reading<T>& f, const Shape& s, Index plane) {
   using A = Acc<T>;
   constexpr Index lanes = kLanes<A>;
   const Index file = plane * s.W, end = s.B * s.C * s.N();
@@ -80,7 +80,7 @@ void strip_narrow_plane(const Strips<T>& f, const Shape& s, Index plane) {
 }
 
 template <class T, bool kPeaks>
-void strip_plane(const Strips<T>& f, const Shape& s, Index plane) {
+void strip_plane(const Reading<T>& f, const Shape& s, Index plane) {
   using A = Acc<T>;
   const Index file = plane * s.W;
   start<A>(f.columns + file, {kPeaks ? f.column_peaks.value + file : nullptr, f.column_peaks.at + file},
@@ -109,7 +109,7 @@ void strip_plane(const Strips<T>& f, const Shape& s, Index plane) {
 // Planes whose rows are no more than kParts vectors, without peaks. The sums of the columns stay in
 // registers; those of the rows are folded a vector of them at a time, also across planes.
 template <class T, int kParts, bool kDot>
-void strip_lines(const Strips<T>& f, const Shape& s, Index plane, Index end) {
+void strip_lines(const Reading<T>& f, const Shape& s, Index plane, Index end) {
   using A = Acc<T>;
   constexpr Index lanes = kLanes<A>;
   const Index values = s.B * s.C * s.N();
@@ -173,7 +173,7 @@ inline bool with_parts(Index n, const F& f) {
 
 // Several small planes at once. The sums of a row do not depend on how many.
 template <class T>
-bool strip_short_rows(const Strips<T>& f, const Shape& s) {
+bool strip_short_rows(const Reading<T>& f, const Shape& s) {
   const Index planes = s.B * s.C, many = 4096 / std::max<Index>(1, s.N()) + 1;
   return with_parts<Acc<T>>(s.W, [&](auto parts) {
     parallel((planes + many - 1) / many, s.N() * many, [&](Index i) {
@@ -186,7 +186,7 @@ bool strip_short_rows(const Strips<T>& f, const Shape& s) {
 
 // The same, sums and peaks without gates, for n adjacent channels of one image, from channel c on.
 template <class T>
-void strip_channels(const Strips<T>& f, const Shape& s, Index b, Index c, Index n) {
+void strip_channels(const Reading<T>& f, const Shape& s, Index b, Index c, Index n) {
   using A = Acc<T>;
   const auto part = [](const Peaks<A>& p, Index i) {
     return Peaks<A>{p.value + i, p.at + i};
@@ -217,7 +217,7 @@ void strip_channels(const Strips<T>& f, const Shape& s, Index b, Index c, Index 
 // The sums of adjacent channels, without peaks, four rows at once: each column's sums are then read
 // and written once for four values.
 template <class T, bool kDot>
-void strip_tile(const Strips<T>& f, const Shape& s, Index b, Index c, Index n) {
+void strip_tile(const Reading<T>& f, const Shape& s, Index b, Index c, Index n) {
   using A = Acc<T>;
   constexpr Index kMany = 4, kAhead = 1024 / sizeof(T);
   Room<A> rows(n, kMany), columns(n, s.W);
@@ -264,7 +264,7 @@ void strip_tile(const Strips<T>& f, const Shape& s, Index b, Index c, Index n) {
 }
 
 template <class T, bool kPeaks>
-void strip_planes(const Strips<T>& f, const Shape& s) {
+void strip_planes(const Reading<T>& f, const Shape& s) {
   if (!kPeaks && strip_short_rows(f, s)) return;
   const bool narrow = kPeaks && s.W < kLanes<Acc<T>>;
   parallel(s.B * s.C, s.N(), [&](Index plane) {
@@ -274,7 +274,7 @@ void strip_planes(const Strips<T>& f, const Shape& s) {
 }
 
 template <class T, bool kPeaks>
-void strips(const Strips<T>& f, const Shape& s) {
+void strips(const Reading<T>& f, const Shape& s) {
   if (!s.last) return strip_planes<T, kPeaks>(f, s);
   constexpr Index kSums = 1 << 16;  // of columns, to be kept in the second cache
   const Index most = kPeaks ? 64 : std::max<Index>(64, kSums / s.W / 16 * 16);
@@ -295,7 +295,7 @@ void strip_pool(Tensor x, Tensor rows, Tensor columns, Optional rows_peak, Optio
     using T = std::remove_pointer_t<decltype(t)>;
     using A = Acc<T>;
     const Shape s = shape_of(x);
-    const Strips<T> f{in<T>(x),
+    const Reading<T> f{in<T>(x),
                       nullptr,
                       nullptr,
                       nullptr,

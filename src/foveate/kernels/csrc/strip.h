@@ -1,0 +1,19 @@
+// Readings of the rows and columns of a map.
+#pragma once
+
+#include "common.h"
+
+namespace foveate {
+
+// Tensors of the rows and of the columns of a map: (B, C, H, 1) and (B, C, 1, W), laid out as it is.
+struct Strips {
+  Tensor rows, columns;
+};
+
+void strip_pool(Tensor x, Tensor rows, Tensor columns, Optional rows_peak, Optional rows_at,
+                Optional columns_peak, Optional columns_at);
+
+void strip_dot(Tensor x, Tensor other, Optional row_gate, Optional column_gate, Tensor rows,
+               Tensor columns);
+
+}  // namespace foveate
