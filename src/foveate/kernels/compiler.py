@@ -23,7 +23,7 @@ FLAGS = (
     "-O3",
     "-march=native",
     "-fPIC",
-    "-fno-semantic-interposition",
+    "-fvisibility=hidden",
     # What the kernels need of -ffast-math; the rest of it would lose NaN and infinity.
     "-fno-math-errno",
     "-fno-trapping-math",

@@ -41,37 +41,39 @@ void weigh_plane(const Product<T>& f, const Shape& s, Index plane, const F& writ
   }
 }
 
-// The same where a row is shorter than a vector: what lies behind a row is read and written with it,
-// to be written again with the next, as long as that belongs to the same plane.
+// The same for planes whose rows are shorter than a vector: what lies behind a row is read and written
+// with it, to be written again with the next, up to the last of these planes.
 template <class T, bool kAdds>
-void weigh_narrow_plane(const Product<T>& f, const Shape& s, Index plane) {
+void weigh_narrow_planes(const Product<T>& f, const Shape& s, Index plane, Index end) {
   using A = Acc<T>;
   constexpr Index lanes = kLanes<A>;
   const Slice<A> row{0, 0, s.W};
-  const Index file = plane * s.W, end = (plane + 1) * s.N();
-  const Vec<A> column = load(f.columns + file, row);
-  const Vec<A> more = kAdds ? load(f.add_columns + file, row) : Vec<A>{};
-  for (Index line = plane * s.H; line < (plane + 1) * s.H; ++line) {
-    const Index first = line * s.W;
-    const bool whole = first + lanes <= end;
-    Vec<A> v = whole ? widen(f.source + first) : load(f.source + first, row);
-    v *= f.rows[line] * column;
-    if constexpr (kAdds) v += f.add_rows[line] + more;
-    if (whole) narrow(f.to + first, v);
-    else store(f.to + first, v, row);
+  for (; plane < end; ++plane) {
+    const Vec<A> column = load(f.columns + plane * s.W, row);
+    const Vec<A> more = kAdds ? load(f.add_columns + plane * s.W, row) : Vec<A>{};
+    for (Index line = plane * s.H; line < (plane + 1) * s.H; ++line) {
+      const Index first = line * s.W;
+      const bool whole = first + lanes <= end * s.N();
+      Vec<A> v = whole ? widen(f.source + first) : load(f.source + first, row);
+      v *= f.rows[line] * column;
+      if constexpr (kAdds) v += f.add_rows[line] + more;
+      if (whole) narrow(f.to + first, v);
+      else store(f.to + first, v, row);
+    }
   }
 }
 
 template <class T, bool kAdds>
 void weigh_all(const Product<T>& f, const Shape& s) {
-  const Index planes = s.B * s.C;
   if (!s.last && s.W < kLanes<Acc<T>>)
-    return parallel(planes, s.N(), [&](Index i) { weigh_narrow_plane<T, kAdds>(f, s, i); });
+    return each_planes(s, [&](Index i, Index end) { weigh_narrow_planes<T, kAdds>(f, s, i, end); });
   writing(expect_output(f.to, s, s.last ? s.C : s.W), [&](const auto& write) {
-    if (s.last)
-      parallel(s.B * s.H, s.W * s.C, [&](Index i) { weigh_row<T, kAdds>(f, s, i, write); }, finish_past);
-    else
-      parallel(planes, s.N(), [&](Index i) { weigh_plane<T, kAdds>(f, s, i, write); }, finish_past);
+    const auto each = [&](Index n, Index cost, const auto& weigh) {
+      parallel(n, cost, [&](Index i) { weigh(f, s, i, write); }, finish_past);
+    };
+    using F = std::remove_cvref_t<decltype(write)>;
+    if (s.last) each(s.B * s.H, s.W * s.C, weigh_row<T, kAdds, F>);
+    else each(s.B * s.C, s.N(), weigh_plane<T, kAdds, F>);
   });
 }
 

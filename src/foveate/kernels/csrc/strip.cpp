@@ -171,13 +171,10 @@ inline bool with_parts(Index n, const F& f) {
   }
 }
 
-// Several small planes at once. The sums of a row do not depend on how many.
 template <class T>
 bool strip_short_rows(const Reading<T>& f, const Shape& s) {
-  const Index planes = s.B * s.C, many = 4096 / std::max<Index>(1, s.N()) + 1;
   return with_parts<Acc<T>>(s.W, [&](auto parts) {
-    parallel((planes + many - 1) / many, s.N() * many, [&](Index i) {
-      const Index first = i * many, end = std::min(planes, first + many);
+    each_planes(s, [&](Index first, Index end) {
       if (f.other) strip_lines<T, parts, true>(f, s, first, end);
       else strip_lines<T, parts, false>(f, s, first, end);
     });

@@ -150,13 +150,56 @@ inline void copy_few(T* to, const T* from, Index n) {
     }
 }
 
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+// A few values by one move, in which the others take no part.
+template <class T>
+inline Vec<Acc<T>> load_few(const T* p, Index count) {
+  const auto lanes = (1u << count) - 1;
+  if constexpr (sizeof(T) == 8) {
+    return std::bit_cast<Vec<double>>(_mm512_maskz_loadu_epi64(lanes, p));
+  } else if constexpr (sizeof(T) == 4) {
+    return std::bit_cast<Vec<float>>(_mm512_maskz_loadu_epi32(lanes, p));
+  } else {
+    T part[kLanes<float>];
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(part), _mm256_maskz_loadu_epi16(lanes, p));
+    return widen(part);
+  }
+}
+
+template <class T>
+inline void store_few(T* p, Vec<Acc<T>> v, Index count) {
+  const auto lanes = (1u << count) - 1;
+  if constexpr (sizeof(T) == 8) {
+    _mm512_mask_storeu_epi64(p, lanes, std::bit_cast<__m512i>(v));
+  } else if constexpr (sizeof(T) == 4) {
+    _mm512_mask_storeu_epi32(p, lanes, std::bit_cast<__m512i>(v));
+  } else {
+    T part[kLanes<float>];
+    narrow(part, v);
+    const auto bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(part));
+    _mm256_mask_storeu_epi16(p, lanes, bits);
+  }
+}
+#else
+template <class T>
+inline Vec<Acc<T>> load_few(const T* p, Index count) {
+  T part[kLanes<Acc<T>>] = {};
+  copy_few(part, p, count);
+  return widen(part);
+}
+
+template <class T>
+inline void store_few(T* p, Vec<Acc<T>> v, Index count) {
+  T part[kLanes<Acc<T>>];
+  narrow(part, v);
+  copy_few(p, part, count);
+}
+#endif
+
 // The lanes that exist, skipped ones included; zeros in the others.
 template <class T>
 inline Vec<Acc<T>> load(const T* p, const Slice<Acc<T>>& s) {
-  if (s.whole()) return widen(p + s.at);
-  T part[kLanes<Acc<T>>] = {};
-  copy_few(part, p + s.at, s.count);
-  return widen(part);
+  return s.whole() ? widen(p + s.at) : load_few(p + s.at, s.count);
 }
 
 template <class A>
@@ -173,10 +216,8 @@ inline Vec<A> masked(Vec<A> v, const Slice<A>& s, A fill) {
 
 template <class T>
 inline void store(T* p, Vec<Acc<T>> v, const Slice<Acc<T>>& s) {
-  if (s.whole()) return narrow(p + s.at, v);
-  T part[kLanes<Acc<T>>];
-  narrow(part, v);
-  copy_few(p + s.at, part, s.count);
+  if (s.whole()) narrow(p + s.at, v);
+  else store_few(p + s.at, v, s.count);
 }
 
 // The same past the caches, for what is too large to be found there again: a line that is written
