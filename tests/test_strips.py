@@ -4,10 +4,10 @@ import copy
 
 import pytest
 import torch
-from cases import DEFAULTS
 from torch import Tensor, nn
 
 import foveate
+from cases import DEFAULTS
 from foveate import kernels
 
 COORD = next(case for case in DEFAULTS if case.key == "coord")
