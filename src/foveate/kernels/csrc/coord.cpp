@@ -54,51 +54,64 @@ struct Norm {
   }
 };
 
+// Calls f(slice) for the values of a row, a vector of them at a time, none twice.
+template <class A, class F>
+void each_unit(Index width, const F& f) {
+  for (Index k = 0; k < width; k += kLanes<A>)
+    f(Slice<A>{k, 0, std::min(kLanes<A>, width - k)});
+}
+
 template <class A>
 void statistics(const Kept<A>& to, Index rows, Index width, A eps) {
-  for (Index k = 0; k < width; ++k) to.mean[k] = to.variance[k] = 0;
-  for (Index r = 0; r < rows; ++r)
-    for (Index k = 0; k < width; ++k) to.mean[k] += to.inner[r * width + k];
-  for (Index k = 0; k < width; ++k) to.mean[k] /= rows;
-  for (Index r = 0; r < rows; ++r)
-    for (Index k = 0; k < width; ++k) {
-      const A d = to.inner[r * width + k] - to.mean[k];
-      to.variance[k] += d * d;
+  each_unit<A>(width, [&](const auto& s) {
+    Vec<A> mean = {}, squares = {}, scale;
+    for (Index r = 0; r < rows; ++r) mean += load(to.inner + r * width, s);
+    mean /= A(rows);
+    for (Index r = 0; r < rows; ++r) {
+      const Vec<A> d = load(to.inner + r * width, s) - mean;
+      squares += d * d;
     }
-  for (Index k = 0; k < width; ++k) {
-    to.scale[k] = 1 / std::sqrt(to.variance[k] / rows + eps);
-    to.variance[k] /= rows - 1;
-  }
+    for (Index l = 0; l < kLanes<A>; ++l) scale[l] = 1 / std::sqrt(squares[l] / rows + eps);
+    store(to.mean, mean, s);
+    store(to.scale, scale, s);
+    store(to.variance, squares / A(rows - 1), s);
+  });
 }
 
-// Calls f(i, normalised value, that as it enters the nonlinearity) for each value.
+// Calls f(slice, at), where at(row) gives normalised values, and those as they enter the nonlinearity.
 template <class T, class F>
-void each_inner(const Kept<Acc<T>>& kept, const Norm<T>& norm, Index rows, Index width,
-                const F& f) {
+void each_inner(const Kept<Acc<T>>& kept, const Norm<T>& norm, Index width, const F& f) {
   using A = Acc<T>;
-  for (Index r = 0; r < rows; ++r)
-    for (Index k = 0; k < width; ++k) {
-      const A unit = (kept.inner[r * width + k] - kept.mean[k]) * kept.scale[k];
-      f(r * width + k, k, unit, unit * norm.weight[k] + norm.bias[k]);
-    }
+  each_unit<A>(width, [&](const auto& s) {
+    const Vec<A> mean = load(kept.mean, s), scale = load(kept.scale, s);
+    const Vec<A> weight = load(norm.weight.data(), s), bias = load(norm.bias.data(), s);
+    f(s, [&](Index r) {
+      const Vec<A> unit = (load(kept.inner + r * width, s) - mean) * scale;
+      return std::pair(unit, unit * weight + bias);
+    });
+  });
 }
 
 template <class A>
-inline A hardswish(A v) {
-  return v * std::min(std::max(v + 3, A(0)), A(6)) / 6;
+inline Vec<A> hardswish(Vec<A> v) {
+  const Vec<A> above = v > A(-3) ? v + A(3) : Vec<A>{};
+  return v == v ? v * (above < A(6) ? above : splat(A(6))) / A(6) : v;
 }
 
 template <class A>
-inline A hardswish_slope(A v) {
-  return v < -3 ? A(0) : v <= 3 ? v / 3 + A(0.5) : A(1);
+inline Vec<A> hardswish_slope(Vec<A> v) {
+  const Vec<A> within = v <= A(3) ? v / A(3) + A(0.5) : splat(A(1));
+  return v < A(-3) ? Vec<A>{} : within;
 }
 
 template <class T>
 std::vector<Acc<T>> activated(const Kept<Acc<T>>& kept, const Norm<T>& norm, Index rows,
                               Index width) {
   std::vector<Acc<T>> found(rows * width);
-  each_inner<T>(kept, norm, rows, width,
-                [&](Index i, Index, Acc<T>, Acc<T> v) { found[i] = v == v ? hardswish(v) : v; });
+  each_inner<T>(kept, norm, width, [&](const auto& s, const auto& at) {
+    for (Index r = 0; r < rows; ++r)
+      store(found.data() + r * width, hardswish<Acc<T>>(at(r).second), s);
+  });
   return found;
 }
 
@@ -193,7 +206,6 @@ void coord_gradients(const Strips& strips, const Strips& gates, const Strips& do
     A *spread_to[2], *add_to[2];
     for (Index i = 0; i < 2; ++i) spread_to[i] = take(C * width), add_to[i] = take(C);
     A* strength_to = take(1);
-    for (A* sums : {b1_to, scale_to, shift_to}) std::fill_n(sums, width, A(0));
     *strength_to = 0;
 
     // From the gates to the hidden values.
@@ -227,14 +239,23 @@ void coord_gradients(const Strips& strips, const Strips& gates, const Strips& do
     }
 
     // Through nonlinearity and normalisation.
-    each_inner<T>(kept, norm, all, width, [&](Index i, Index k, A unit, A v) {
-      slopes[i] *= hardswish_slope(v);
-      shift_to[k] += slopes[i], scale_to[k] += slopes[i] * unit;
-    });
-    each_inner<T>(kept, norm, all, width, [&](Index i, Index k, A unit, A) {
-      const A mean = of.batch ? (shift_to[k] + unit * scale_to[k]) / all : A(0);
-      slopes[i] = norm.weight[k] * kept.scale[k] * (slopes[i] - mean);
-      b1_to[k] += slopes[i];
+    each_inner<T>(kept, norm, width, [&](const auto& s, const auto& at) {
+      Vec<A> shift = {}, stretch = {}, bias = {};
+      for (Index r = 0; r < all; ++r) {
+        const auto [unit, v] = at(r);
+        const Vec<A> slope = load(slopes.data() + r * width, s) * hardswish_slope<A>(v);
+        store(slopes.data() + r * width, slope, s);
+        shift += slope, stretch += slope * unit;
+      }
+      const Vec<A> factor = load(norm.weight.data(), s) * load(kept.scale, s);
+      for (Index r = 0; r < all; ++r) {
+        const Vec<A> mean = (shift + at(r).first * stretch) / A(all);
+        const Vec<A> slope = load(slopes.data() + r * width, s);
+        const Vec<A> found = factor * (of.batch ? slope - mean : slope);
+        store(slopes.data() + r * width, found, s);
+        bias += found;
+      }
+      store(shift_to, shift, s), store(scale_to, stretch, s), store(b1_to, bias, s);
     });
 
     // To the strips.

@@ -30,33 +30,40 @@ inline void copy_block(const T* from, Index stride, Index rows, Index columns, A
     }
 }
 
-// to (rows, n) = from (rows, columns) times the transpose of weight (n, columns), plus bias (n).
+// to (rows, n) = from (rows, columns) times the transpose of weight (n, columns), plus bias (n). A
+// piece of some rows and of all weights is read from the second cache.
 template <class A, class W>
 void dots(const A* from, Index rows, Index columns, const W* weight, const W* bias, Index n,
           A* to) {
-  constexpr Index high = kLanes<A> / kHeld;
-  parallel((rows + high - 1) / high, high * columns * n / 4, [&](Index block) {
-    const Index first = block * high, last = rows - 1;
+  constexpr Index high = kLanes<A> / kHeld, kDeep = 512, kMany = 8 * high;
+  const auto tile = [&](Index first, Index end, Index o, Index d) {
     const A* row[high];
-    for (Index i = 0; i < high; ++i) row[i] = from + std::min(first + i, last) * columns;
-    for (Index o = 0; o < n; o += kHeld) {
-      const W* each[kHeld];
-      for (Index j = 0; j < kHeld; ++j) each[j] = weight + std::min(o + j, n - 1) * columns;
-      Vec<A> total[kLanes<A>] = {};
-      each_slice<A>(columns, [&](const auto& s) {
-        Vec<A> values[high];
-        for (Index i = 0; i < high; ++i) values[i] = load(row[i], s);
-        for (Index j = 0; j < kHeld; ++j) {
-          const Vec<A> w = load(each[j], s);
-          for (Index i = 0; i < high; ++i) total[i * kHeld + j] += masked<A>(values[i] * w, s, A(0));
-        }
-      });
-      const Vec<A> sums = fold_each<A>(total, Add{});
-      for (Index i = 0; i < std::min(high, rows - first); ++i)
-        for (Index j = 0; j < std::min(kHeld, n - o); ++j)
-          to[(first + i) * n + o + j] =
-              sums[i * kHeld + j] + (bias ? value(bias + o + j) : A(0));
-    }
+    for (Index i = 0; i < high; ++i) row[i] = from + std::min(first + i, end - 1) * columns + d;
+    const W* each[kHeld];
+    for (Index j = 0; j < kHeld; ++j) each[j] = weight + std::min(o + j, n - 1) * columns + d;
+    Vec<A> total[kLanes<A>] = {};
+    each_slice<A>(std::min(kDeep, columns - d), [&](const auto& s) {
+      Vec<A> values[high];
+      for (Index i = 0; i < high; ++i) values[i] = load(row[i], s);
+      for (Index j = 0; j < kHeld; ++j) {
+        const Vec<A> w = load(each[j], s);
+        for (Index i = 0; i < high; ++i) total[i * kHeld + j] += masked<A>(values[i] * w, s, A(0));
+      }
+    });
+    const Vec<A> sums = fold_each<A>(total, Add{});
+    for (Index i = 0; i < std::min(high, end - first); ++i)
+      for (Index j = 0; j < std::min(kHeld, n - o); ++j) {
+        A& at = to[(first + i) * n + o + j];
+        at = sums[i * kHeld + j] + (d ? at : bias ? value(bias + o + j) : A(0));
+      }
+  };
+  const Index threads = torch::stable::get_num_threads();
+  const Index many = std::min(kMany, (rows / threads / high + 1) * high);
+  parallel((rows + many - 1) / many, many * columns * n / 4, [&](Index block) {
+    const Index first = block * many, end = std::min(rows, first + many);
+    for (Index d = 0; d < columns; d += kDeep)
+      for (Index o = 0; o < n; o += kHeld)
+        for (Index r = first; r < end; r += high) tile(r, end, o, d);
   });
 }
 
