@@ -80,7 +80,10 @@ def _forward(
     y, ledger = torch.empty_like(x), Ledger(backend, x)
     strips, gates = ((ledger.room(x, B, C, H, 1), ledger.room(x, B, C, 1, W)) for _ in range(2))
     values = x.new_empty((B * (H + W) + 3) * hidden, dtype=ledger.wide)
-    norm, layers = (*(running or (None, None)), of.weight, of.bias, eps), (of.wh, of.bh, of.ww, of.bw)
+    norm, layers = (
+        (*(running or (None, None)), of.weight, of.bias, eps),
+        (of.wh, of.bh, of.ww, of.bw),
+    )
     kept = (*strips, *gates, values)
     backend.coord_forward(x, of.w1, of.b1, *norm, *layers, of.strength, *kept, y)
     return y, kept, values[-3 * hidden :].view(3, hidden)[::2].clone()
