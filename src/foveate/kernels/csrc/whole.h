@@ -80,19 +80,21 @@ struct Found {
 };
 
 // What is read from each of at most a vector of rows, weighted where there are weights.
-template <class T, Find find>
+// Accumulators take `turns`: no more than one in rows too short for it to matter.
+template <class T, Find find, Index turns>
 inline Found<Acc<T>> read_rows(const T* x, Index rows, Index n, const Acc<T>* weight) {
   using A = Acc<T>;
   constexpr Index lanes = kLanes<A>;
   constexpr A lowest = -std::numeric_limits<A>::infinity();
-  Vec<A> sums[lanes] = {}, peaks[lanes] = {}, tops[lanes][kTurns];
-  Vec<Lane<A>> places[lanes][kTurns];
+  Vec<A> sums[lanes] = {}, peaks[lanes] = {}, tops[lanes][turns];
+  Vec<Lane<A>> places[lanes][turns];
   for (Index r = 0; r < rows; ++r) {
     const T* row = x + r * n;
-    Vec<A> part[kTurns] = {}, top[kTurns];
-    Vec<Lane<A>> place[kTurns] = {};
-    for (Index t = 0; t < kTurns; ++t) top[t] = splat(lowest);
-    const auto read = [&](const auto& s, auto turn) {
+    Vec<A> part[kTurns] = {}, top[turns];
+    Vec<Lane<A>> place[turns] = {};
+    for (Index t = 0; t < turns; ++t) top[t] = splat(lowest);
+    const auto read = [&](const auto& s, auto next) {
+      constexpr Index turn = next % turns;
       Vec<A> v = load(row, s);
       if (weight) v *= load(weight, s);
       part[turn] += masked<A>(v, s, A(0));
@@ -106,9 +108,9 @@ inline Found<Acc<T>> read_rows(const T* x, Index rows, Index n, const Acc<T>* we
     };
     each_part<A>(n, read, [&] { put_away<A>(part, sums[r]); });
     if constexpr (find != kNothing)
-      peaks[r] = Larger{}(Larger{}(top[0], top[1]), Larger{}(top[2], top[3]));
+      for (Index t = 0; t < turns; ++t) peaks[r] = t ? Larger{}(peaks[r], top[t]) : top[t];
     if constexpr (find == kPlace)
-      for (Index t = 0; t < kTurns; ++t) tops[r][t] = top[t], places[r][t] = place[t];
+      for (Index t = 0; t < turns; ++t) tops[r][t] = top[t], places[r][t] = place[t];
   }
   Found<A> found{fold_each<A>(sums, Add{}), {}, {}};
   if constexpr (find == kNothing) return found;
@@ -118,7 +120,7 @@ inline Found<Acc<T>> read_rows(const T* x, Index rows, Index n, const Acc<T>* we
     for (Index r = 0; r < rows; ++r) {
       const Vec<A> highest = splat(found.peak[r]);
       first[r] = splat(std::numeric_limits<Lane<A>>::max());
-      for (Index t = 0; t < kTurns; ++t)
+      for (Index t = 0; t < turns; ++t)
         first[r] = Smaller{}(tops[r][t] == highest ? places[r][t] : first[r], first[r]);
     }
     const auto at = fold_each<Lane<A>>(first, Smaller{});
@@ -133,6 +135,12 @@ inline Found<Acc<T>> read_rows(const T* x, Index rows, Index n, const Acc<T>* we
     found.peak[r] = peak;
   }
   return found;
+}
+
+template <class T, Find find>
+inline Found<Acc<T>> read_rows(const T* x, Index rows, Index n, const Acc<T>* weight) {
+  if (n < 2 * kTurns * kLanes<Acc<T>>) return read_rows<T, find, 1>(x, rows, n, weight);
+  return read_rows<T, find, kTurns>(x, rows, n, weight);
 }
 
 // The same down the columns of a matrix, each row weighted by one value: f(column, sum, peak, at).
