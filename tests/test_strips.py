@@ -62,15 +62,32 @@ def test_products_are_summed_along_rows_and_columns(
 def test_coordinate_attention_at_every_width(
     width: int, layout: torch.memory_format, dtype: torch.dtype, init: str
 ) -> None:
-    module = COORD.randomised(37, init=init)
-    x, grad = (values(2, 37, 31, width, seed=s, layout=layout).to(dtype) for s in (0, 1))
-    module = module.to(dtype)
+    module = COORD.randomised(37, init=init).to(dtype)
+    equals_its_definition(module, *maps(2, 37, 31, width, layout=layout, dtype=dtype))
+
+
+@both_formats
+@pytest.mark.parametrize("channels", [1, 5, 515, 1040])
+def test_coordinate_attention_of_any_number_of_channels(
+    channels: int, layout: torch.memory_format
+) -> None:
+    module = COORD.randomised(channels)
+    shape = (2, channels, 5000 // channels + 5, 3)
+    equals_its_definition(module, *maps(*shape, layout=layout, dtype=torch.float64))
+
+
+def maps(*shape: int, layout: torch.memory_format, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    x, grad = (values(*shape, seed=s, layout=layout).to(dtype) for s in (0, 1))
+    return x, grad
+
+
+def equals_its_definition(module: nn.Module, x: Tensor, grad: Tensor) -> None:
     exact = step(copy.deepcopy(module).double(), x.double(), grad.double(), "eager")
     found = step(module, x, grad, "cpu")
     assert found.keys() == exact.keys()
-    tolerance = {torch.float64: 1e-11, torch.float32: 1e-4, torch.bfloat16: 4e-2}[dtype]
+    tolerance = {torch.float64: 1e-11, torch.float32: 1e-4, torch.bfloat16: 4e-2}[x.dtype]
     for name, tensor in exact.items():
-        assert found[name].dtype == dtype
+        assert found[name].dtype == x.dtype
         assert (found[name].double() - tensor).norm() <= tolerance * tensor.norm(), name
 
 
@@ -88,7 +105,7 @@ def step(module: nn.Module, x: Tensor, grad: Tensor, path: str) -> dict[str, Ten
 @both_formats
 def test_the_map_needs_no_gradient(layout: torch.memory_format) -> None:
     module = foveate.create("coord", 37).double()
-    x, grad = (values(2, 37, 31, 9, seed=s, layout=layout) for s in (0, 1))
+    x, grad = maps(2, 37, 31, 9, layout=layout, dtype=torch.float64)
     found = []
     for path in ("eager", "cpu"):
         own = copy.deepcopy(module)
