@@ -57,6 +57,21 @@ def test_products_are_summed_along_rows_and_columns(
 
 @every_width
 @both_formats
+def test_an_infinite_gate_stays_infinite(width: int, layout: torch.memory_format) -> None:
+    x = values(2, 37, 6, width, seed=0, layout=layout).abs() + 1
+    row_gate = torch.full((2, 37, 6, 1), torch.inf, dtype=x.dtype).contiguous(memory_format=layout)
+    column_gate = torch.full((2, 37, 1, width), torch.inf, dtype=x.dtype).contiguous(
+        memory_format=layout
+    )
+    rows, columns = torch.empty_like(row_gate), torch.empty_like(column_gate)
+    with kernels.using("cpu"):
+        kernels.pick(x).strip_dot(x, x, row_gate, column_gate, rows, columns)
+    assert rows.isposinf().all()
+    assert columns.isposinf().all()
+
+
+@every_width
+@both_formats
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("init", ["paper", "identity"])
 def test_coordinate_attention_at_every_width(

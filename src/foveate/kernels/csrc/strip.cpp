@@ -142,9 +142,9 @@ void strip_lines(const Reading<T>& f, const Shape& s, Index plane, Index end) {
       each_part([&](int k, const auto& part) {
         Vec<A> v = read(f.x, part);
         if constexpr (kDot) v *= read(f.other, part);
-        v = masked<A>(v, part, A(0));
-        columns[k] += kDot ? v * gate : v;
-        total += kDot ? v * weights[k] : v;
+        // Behind the product: an infinite gate times a zero would be no number.
+        columns[k] += masked<A>(kDot ? v * gate : v, part, A(0));
+        total += masked<A>(kDot ? v * weights[k] : v, part, A(0));
       });
       totals[many] = total;
       if (++many == lanes) put();
