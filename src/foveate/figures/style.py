@@ -153,8 +153,12 @@ def _attribute(text: str) -> str:
 
 
 def _save(figure: Figure, **options: Any) -> bytes:
-    warn_of_missing(figure)
     buffer = io.BytesIO()
     with style():
+        if engine := figure.get_layout_engine():
+            warn_of_missing(figure)
+            # Left in place, it would solve the layout again, and draw once more, for each format.
+            engine.execute(figure)
+            figure.set_layout_engine(None)
         figure.savefig(buffer, **options)
     return buffer.getvalue()
