@@ -5,6 +5,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -185,11 +186,19 @@ def make_plan(
     if not found and not refused:
         raise InvalidValueError(_nothing(model, where, anatomy))
     found, refused = _narrow(model, at, where, anatomy, found, refused)
+
+    @cache  # most sites of a host have the shape of another
+    def cost(
+        channels: int, own: tuple[tuple[str, Any], ...], *shapes: tuple[int, ...]
+    ) -> tuple[int, int]:
+        fitting = {**dict(own), **options}
+        return meta_cost(lambda: create(mechanism, channels, init=init, **fitting), *shapes)
+
     sites: list[Site] = []
     unfit: list[Refusal] = []
     for (name, side), spots in found.items():
         try:
-            sites.append(_site(name, side, spots, mechanism, init, options))
+            sites.append(_site(name, side, spots, mechanism, init, options, cost))
         except InvalidValueError as error:
             unfit.append(Refusal(name, str(error)))
     if not sites and len({refusal.reason for refusal in unfit}) == 1:
@@ -306,7 +315,13 @@ def _matches(at: At, name: str, modules: dict[str, nn.Module], *, around: bool) 
 
 
 def _site(
-    name: str, side: str, spots: list[Spot], mechanism: str, init: str, options: dict[str, Any]
+    name: str,
+    side: str,
+    spots: list[Spot],
+    mechanism: str,
+    init: str,
+    options: dict[str, Any],
+    cost: Callable[..., tuple[int, int]],
 ) -> Site:
     channels, height, width = spots[0].node.shape[1:]
     own = dict(spots[0].options)
@@ -320,10 +335,8 @@ def _site(
         shapes = [spot.node.shape]
         if side == "beside" and spot.call is not None and spot.call.output is not None:
             shapes.append(spot.call.output.shape)
-        parameters, once = meta_cost(
-            lambda: create(mechanism, channels, init=init, **own, **options),
-            *((1, *shape[1:]) for shape in shapes),
-        )
+        one_image = ((1, *shape[1:]) for shape in shapes)
+        parameters, once = cost(channels, tuple(own.items()), *one_image)
         flops += once
     saved = _conv_cost(spots) if side == "instead" else (0, 0)
     return Site(
