@@ -27,9 +27,11 @@ def has_batch_norm(case: Case) -> bool:
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 every_default = pytest.mark.parametrize("case", DEFAULTS, ids=lambda case: case.id)
-every_normalised = pytest.mark.parametrize(
-    "case", [case for case in CASES if has_batch_norm(case)], ids=lambda case: case.id
+every_variant = pytest.mark.parametrize(
+    "case", [case for case in CASES if case.options], ids=lambda case: case.id
 )
+NORMALISED = [case for case in CASES if has_batch_norm(case)]
+every_normalised = pytest.mark.parametrize("case", NORMALISED, ids=lambda case: case.id)
 both_inits = pytest.mark.parametrize("init", INITS)
 
 
@@ -71,8 +73,11 @@ def test_equals_its_reference_in_training(case: Case, shape: tuple[int, ...]) ->
     assert_close(module(x), case.reference(x, weights, **case.options, training=True))
 
 
-@every_case
-@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    ("case", "training"),
+    [(case, False) for case in CASES] + [(case, True) for case in NORMALISED],
+    ids=lambda value: getattr(value, "id", None),
+)
 def test_gradients_are_those_of_finite_differences(case: Case, training: bool) -> None:
     module = case.randomised(case.fit(4), init="identity").train(training)
     names = [name for name, _ in module.named_parameters()]
@@ -295,7 +300,7 @@ def test_maps_have_their_names_and_shapes(case: Case) -> None:
     }
 
 
-@every_case
+@every_variant  # the defaults below, with their gradients
 def test_compiles_to_one_graph(case: Case) -> None:
     torch.compiler.reset()
     module, x = case.randomised(case.fit(16), init="identity"), random_map(2, case.fit(16), 7, 5)
@@ -308,6 +313,7 @@ def test_compiles_with_its_gradients(case: Case) -> None:
     torch.compiler.reset()
     module, x = case.randomised(case.fit(16), init="identity"), random_map(2, case.fit(16), 7, 5)
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), module(x), **TOLERANCES[torch.float64])
     expected = gradients(module, x)
     for name, gradient in gradients(compiled, x).items():
         torch.testing.assert_close(
@@ -323,7 +329,7 @@ def test_compiles_to_machine_code() -> None:
     torch.testing.assert_close(compiled(x), module(x), **TOLERANCES[torch.float64])
 
 
-@every_case
+@every_variant  # the defaults where they are exported to ONNX, from the same graph
 def test_exports_with_any_batch_and_size(case: Case) -> None:
     def image(batch: int, height: int, width: int) -> Tensor:
         return random_map(batch, case.fit(16), height + case.least, width + case.least)

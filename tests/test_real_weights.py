@@ -48,12 +48,12 @@ def logits(network: nn.Module, photos: Tensor) -> Tensor:
     return found
 
 
-# Each mechanism at two of the places: the small hosts meet them all.
+# Each mechanism at one of the places: the small hosts meet them all.
 _PLACED = [
     (key, where)
     for k, key in enumerate(foveate.list_mechanisms())
     for p, where in enumerate((None, "residual", "conv3x3", "stage"))
-    if (k + p) % 2 or key == "se"
+    if (k + p) % 4 == 0 or key == "se"
 ]
 
 
