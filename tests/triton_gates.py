@@ -20,7 +20,7 @@ from triton_maps import (
     Maps,
     both_layouts,
     check,
-    every_case,
+    every_case_and,
     name_of,
     spread_groups,
 )
@@ -140,8 +140,7 @@ def test_combine(
     check_combine(Maps(shape, dtype, layout), names, groups, total=total)
 
 
-@pytest.mark.parametrize("total", [False, True], ids=["product", "sum"])
-@every_case
+@every_case_and(("total",), (False,), (True,))
 def test_combine_of_everything(
     shape: tuple[int, ...], layout: torch.memory_format, dtype: torch.dtype, total: bool
 ) -> None:
@@ -193,8 +192,7 @@ def check_gradient(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual.double(), expected, rtol=0, atol=finite)
 
 
-@pytest.mark.parametrize("weakened", [False, True])
-@every_case
+@every_case_and(("weakened",), (False,), (True,))
 def test_energy(
     shape: tuple[int, ...], layout: torch.memory_format, dtype: torch.dtype, weakened: bool
 ) -> None:
@@ -212,9 +210,7 @@ def test_energy(
     check_gradient(of_strength.sum(), wide[1].grad)
 
 
-@pytest.mark.parametrize("weakened", [False, True])
-@pytest.mark.parametrize("kind", [0, 1, 2])
-@every_case
+@every_case_and(("kind", "weakened"), *itertools.product([0, 1, 2], [False, True]))
 def test_pair(
     shape: tuple[int, ...],
     layout: torch.memory_format,

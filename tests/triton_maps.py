@@ -44,6 +44,19 @@ def name_of(value: object) -> str:
 
 
 every_case = pytest.mark.parametrize(("shape", "layout", "dtype"), CASES, ids=name_of)
+
+
+def every_case_and(names: tuple[str, ...], *options: tuple[object, ...]) -> pytest.MarkDecorator:
+    """Each case with half of the options, each option in both layouts of half of the shapes."""
+    met = [
+        (*case, *option)
+        for i, case in enumerate(CASES)
+        for j, option in enumerate(options)
+        if (i // 2 + j) % 2 == 0
+    ]
+    return pytest.mark.parametrize(("shape", "layout", "dtype", *names), met, ids=name_of)
+
+
 both_layouts = pytest.mark.parametrize("layout", LAYOUTS, ids=["contiguous", "channels_last"])
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from foveate.kernels import triton
 from triton_maps import (
     DEVICE,
+    DTYPES,
     YES_AND_NO,
     Maps,
     both_layouts,
@@ -14,13 +15,14 @@ from triton_maps import (
     check_peak,
     check_sum,
     every_case,
+    every_case_and,
     groups_of,
+    name_of,
     spread_groups,
 )
 
 
-@pytest.mark.parametrize(("peak", "spread"), YES_AND_NO)
-@every_case
+@every_case_and(("peak", "spread"), *YES_AND_NO)
 def test_spatial_pool(
     shape: tuple[int, ...],
     layout: torch.memory_format,
@@ -52,8 +54,7 @@ def test_the_spread_of_values_far_from_zero_is_exact(layout: torch.memory_format
     torch.testing.assert_close(spread.double(), expected, rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize("gated", [False, True])
-@every_case
+@every_case_and(("gated",), (False,), (True,))
 def test_channel_pool(
     shape: tuple[int, ...], layout: torch.memory_format, dtype: torch.dtype, gated: bool
 ) -> None:
@@ -79,10 +80,19 @@ def awkward(maps: Maps, kind: str) -> Tensor:
     return maps.placed(x.to(maps.dtype))
 
 
-@pytest.mark.parametrize("kind", ["ties", "nan", "infinite", "lowest"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+AWKWARD = [(2, 5, 13, 17), (1, 3, 67, 65), (1, 300, 3, 5), (1, 2, 2, 1100)]
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind", "dtype"),
+    [
+        (shape, kind, DTYPES[(i + j) % 4])
+        for i, shape in enumerate(AWKWARD)
+        for j, kind in enumerate(("ties", "nan", "infinite", "lowest"))
+    ],
+    ids=name_of,
+)
 @both_layouts
-@pytest.mark.parametrize("shape", [(2, 5, 13, 17), (1, 3, 67, 65), (1, 300, 3, 5), (1, 2, 2, 1100)])
 def test_the_first_of_equal_values_and_of_nans_is_the_largest(
     shape: tuple[int, ...], layout: torch.memory_format, dtype: torch.dtype, kind: str
 ) -> None:
@@ -106,8 +116,7 @@ def test_the_first_of_equal_values_and_of_nans_is_the_largest(
     check_mean(columns, z, 2)
 
 
-@pytest.mark.parametrize(("two", "weighted"), YES_AND_NO)
-@every_case
+@every_case_and(("two", "weighted"), *YES_AND_NO)
 def test_channel_dot(
     shape: tuple[int, ...],
     layout: torch.memory_format,
@@ -127,8 +136,7 @@ def test_channel_dot(
         check_sum(to.unsqueeze(2), z.unflatten(1, (groups, -1)), 2)
 
 
-@pytest.mark.parametrize("factors", ["", "other", "map", "other map", "other map plus"])
-@every_case
+@every_case_and(("factors",), ("",), ("other",), ("map",), ("other map",), ("other map plus",))
 def test_spatial_dot(
     shape: tuple[int, ...], layout: torch.memory_format, dtype: torch.dtype, factors: str
 ) -> None:
@@ -171,8 +179,7 @@ def test_peak_dot_reads_no_other_values(
     assert to.isfinite().all()
 
 
-@pytest.mark.parametrize("peaks", [False, True])
-@every_case
+@every_case_and(("peaks",), (False,), (True,))
 def test_strip_pool(
     shape: tuple[int, ...], layout: torch.memory_format, dtype: torch.dtype, peaks: bool
 ) -> None:
@@ -189,8 +196,7 @@ def test_strip_pool(
         check_peak(*of_columns, z, 2)
 
 
-@pytest.mark.parametrize(("by_row", "by_column"), YES_AND_NO)
-@every_case
+@every_case_and(("by_row", "by_column"), *YES_AND_NO)
 def test_strip_dot(
     shape: tuple[int, ...],
     layout: torch.memory_format,
