@@ -9,7 +9,7 @@ from foveate.cli import main
 from foveate.experiments.configfile import read_yaml
 
 SMALL = ["--data", "digits", "--limit", "100", "--host", "tiny:net", "--tracker", "none"]
-SMALL += ["--epochs", "1", "--batch-size", "16"]
+SMALL += ["--epochs", "1", "--batch-size", "16", "--set", "explain=0"]
 
 
 @pytest.mark.parametrize(
@@ -62,6 +62,7 @@ def test_options_override_the_file_and_json_stands_alone(tmp_path, capsys):
         "mechanisms": [{"key": "se", "options": {"reduction": 2}}],
         "recipe": {"epochs": 1, "batch_size": 50, "tracker": "none", "lr": 0.5},
         "seeds": [4],
+        "explain": 0,
     }
     path.write_text(yaml.safe_dump(values))
     options = ["--lr", "0.25", "--set", "recipe.label_smoothing=0.1", "--out", str(out), "--json"]

@@ -25,6 +25,7 @@ def grid(out, **changes) -> Grid:
         "mechanisms": ["se"],
         "recipe": {**tiny.RECIPE, "epochs": 1},
         "out": out,
+        "explain": 0,  # which has tests of its own
     }
     return prepare(parse(CompareConfig, {**values, **changes}))
 
