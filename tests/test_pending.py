@@ -56,15 +56,15 @@ HOSTS = {
 every_host = pytest.mark.parametrize("host", HOSTS)
 
 
+def images(side: int = 64) -> Tensor:
+    return values(2, 3, side, side, dtype=torch.float32)
+
+
 def host_with(name: str, key: str, init: str = "paper") -> nn.Module:
     torch.manual_seed(0)
     model = HOSTS[name]()
-    foveate.insert(model, key, where="residual", init=init)
+    foveate.insert(model, key, where="residual", init=init, example=images())
     return model
-
-
-def images(side: int = 64) -> Tensor:
-    return values(2, 3, side, side, dtype=torch.float32)
 
 
 def without_waiting(model: nn.Module) -> nn.Module:
