@@ -28,7 +28,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Tensor:
     subprocess.run([DATA / "unpack", folder, "photos"], check=True, capture_output=True)
     pixels = [
         np.asarray(Image.open(path).convert("RGB").resize((224, 224)))
-        for path in sorted((folder / "photos").glob("*.jpg"))
+        for path in sorted((folder / "photos").glob("*.jpg"))[::2]
     ]
     return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2) / 127.5 - 1
 
