@@ -130,7 +130,7 @@ def picture(name: str, folder: str | None, content: bytes, sizes: Iterable[int])
         )
     try:
         pixels = {size: to_tensor(open_rgb(io.BytesIO(content), size), size) for size in sizes}
-    except Exception as error:
+    except Exception as error:  # as above, of bytes that break off after the header
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise InvalidValueError(f"'{name}' cannot be read as an image: {reason}") from error
     return Picture(name, folder, pixels)

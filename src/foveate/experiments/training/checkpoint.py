@@ -52,7 +52,7 @@ def load(path: Path) -> tuple[Tensors, dict[str, Any]]:
         ValueError: If the file is none of ours.
     """
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="pt") as file:  # it has keys, and is no mapping
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             return tensors, json.loads((file.metadata() or {})["state"])
     except (OSError, SafetensorError, KeyError, ValueError) as error:
