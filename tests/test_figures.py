@@ -130,6 +130,16 @@ def test_no_text_touches_another_or_leaves_the_figure(looks, spread: float) -> N
             assert not one.overlaps(other), (a, b)
 
 
+def test_every_format_has_the_layout_of_the_figure(looks) -> None:
+    written, drawn = differences_figure(looks), differences_figure(looks)
+    boxes(drawn)
+    expected = [axes.get_position().bounds for axes in drawn.axes]
+    for write in (figures.png, figures.svg):
+        write(written)
+        found = [axes.get_position().bounds for axes in written.axes]
+        np.testing.assert_allclose(found, expected, atol=0.01)
+
+
 def on_paper(figure, box) -> bool:
     width, height = figure.get_size_inches() * figure.dpi
     return box.x0 >= -1 and box.y0 >= -1 and box.x1 <= width + 1 and box.y1 <= height + 1

@@ -20,6 +20,7 @@ from triton_maps import (
     Maps,
     both_layouts,
     check,
+    every_case,
     every_case_and,
     name_of,
     spread_groups,
@@ -140,7 +141,8 @@ def test_combine(
     check_combine(Maps(shape, dtype, layout), names, groups, total=total)
 
 
-@every_case_and(("total",), (False,), (True,))
+@pytest.mark.parametrize("total", [False, True], ids=["product", "sum"])
+@every_case
 def test_combine_of_everything(
     shape: tuple[int, ...], layout: torch.memory_format, dtype: torch.dtype, total: bool
 ) -> None:
@@ -167,6 +169,7 @@ def test_values_that_are_no_numbers_go_where_they_belong(layout: torch.memory_fo
 
 
 REGULARIZATION = 1e-2
+WEAKENED = [(0, False), (0, True), (1, True), (1, False), (2, False), (2, True)]
 
 
 def by_energy(x: Tensor, a: Tensor | float) -> Tensor:
@@ -192,7 +195,8 @@ def check_gradient(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual.double(), expected, rtol=0, atol=finite)
 
 
-@every_case_and(("weakened",), (False,), (True,))
+@pytest.mark.parametrize("weakened", [False, True])
+@every_case
 def test_energy(
     shape: tuple[int, ...], layout: torch.memory_format, dtype: torch.dtype, weakened: bool
 ) -> None:
@@ -210,7 +214,7 @@ def test_energy(
     check_gradient(of_strength.sum(), wide[1].grad)
 
 
-@every_case_and(("kind", "weakened"), *itertools.product([0, 1, 2], [False, True]))
+@every_case_and(("kind", "weakened"), *WEAKENED)
 def test_pair(
     shape: tuple[int, ...],
     layout: torch.memory_format,

@@ -54,7 +54,8 @@ def test_the_spread_of_values_far_from_zero_is_exact(layout: torch.memory_format
     torch.testing.assert_close(spread.double(), expected, rtol=1e-4, atol=0)
 
 
-@every_case_and(("gated",), (False,), (True,))
+@pytest.mark.parametrize("gated", [False, True])
+@every_case
 def test_channel_pool(
     shape: tuple[int, ...], layout: torch.memory_format, dtype: torch.dtype, gated: bool
 ) -> None:
@@ -136,7 +137,8 @@ def test_channel_dot(
         check_sum(to.unsqueeze(2), z.unflatten(1, (groups, -1)), 2)
 
 
-@every_case_and(("factors",), ("",), ("other",), ("map",), ("other map",), ("other map plus",))
+@pytest.mark.parametrize("factors", ["", "other", "map", "other map", "other map plus"])
+@every_case
 def test_spatial_dot(
     shape: tuple[int, ...], layout: torch.memory_format, dtype: torch.dtype, factors: str
 ) -> None:
@@ -179,7 +181,8 @@ def test_peak_dot_reads_no_other_values(
     assert to.isfinite().all()
 
 
-@every_case_and(("peaks",), (False,), (True,))
+@pytest.mark.parametrize("peaks", [False, True])
+@every_case
 def test_strip_pool(
     shape: tuple[int, ...], layout: torch.memory_format, dtype: torch.dtype, peaks: bool
 ) -> None:
